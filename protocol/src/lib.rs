@@ -1,0 +1,30 @@
+//! What two parties of a Roost cluster must agree on. Pure but for [`quic`]: no clock, no randomness.
+//!
+//! In reading order:
+//! - [`ids`]: names and numbers that identify things; [`limits`]: every shared bound.
+//! - [`tensor`]: element types, shapes, views; [`manifest`]: what a bundle says about its model; [`bundle`]: its files.
+//! - [`view`]: the state that clients and workers route by; [`ring`], [`placement`] and [`traffic`]: the pure functions
+//!   that route by it, which everyone must compute alike.
+//! - [`error`]: the errors that travel; [`trace`]: the W3C trace context.
+//! - [`frame`] and [`messages`]: the bytes on the wire.
+//! - [`quic`]: endpoints, certificates, streams and the transfer of bundles, over sockets that are given.
+
+pub mod bundle;
+pub mod error;
+pub mod frame;
+pub mod ids;
+pub mod limits;
+pub mod manifest;
+pub mod messages;
+pub mod placement;
+pub mod quic;
+pub mod ring;
+pub mod tensor;
+pub mod trace;
+pub mod traffic;
+pub mod view;
+
+pub use error::{CommandError, ControlError, InferError};
+pub use ids::{ClusterId, ClusterName, Digest, Epoch, Label, ModelName, ModelVersion, NodeId, NodeName};
+pub use ids::{Incarnation, RequestId, Revision, Target, Tenant, Term, Version};
+pub use tensor::{DType, Shape, Tensor, TensorView};

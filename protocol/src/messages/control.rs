@@ -1,0 +1,487 @@
+//! The cold messages: what operators, nodes and clients ask of the control plane, and what a watch delivers.
+//!
+//! Encoded by postcard inside a frame. Each has a bounded size; the frame's limit holds for the whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::bundle::{BundleFile, FileList};
+use crate::error::ControlError;
+use crate::ids::{
+    ClusterId, Digest, Epoch, Incarnation, Label, ModelName, ModelVersion, NodeId, NodeName, RequestId,
+    Revision, Term, Version,
+};
+use crate::manifest::Manifest;
+use crate::traffic::{Traffic, Weight};
+use crate::view::{Delta, NodeProfile, NodeReport, SoftState, VersionReport, View};
+
+/// What each side of a new connection says first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The cluster that the speaker belongs to, once it knows.
+    pub cluster: Option<ClusterId>,
+    /// The speaker's node, if it is one.
+    pub node: Option<NodeId>,
+}
+
+/// A request to the control plane. One per stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ControlRequest {
+    /// A change. Answered by [`ControlResponse::Done`].
+    Change {
+        /// Kept over the attempts, so that a change is made once.
+        request: RequestId,
+        /// The epoch that the first attempt saw.
+        sent: Epoch,
+        /// The change.
+        change: Change,
+    },
+    /// A linearizable read. Answered by [`ControlResponse::Answer`].
+    Query(Query),
+    /// The view and the soft state, and all later ones. Answered by [`WatchUpdate`] frames until the stream ends.
+    Watch {
+        /// The epoch that the watcher has; a delta follows if this node still knows it, else the full view.
+        from: Option<Epoch>,
+        /// The models that the watcher wants to know of.
+        models: Watched,
+    },
+    /// A node's report. Answered by [`ControlResponse::Heard`].
+    Heartbeat(Heartbeat),
+}
+
+/// The answer to a [`ControlRequest`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ControlResponse {
+    /// A change was committed.
+    Done(Done),
+    /// A read's answer.
+    Answer(Box<Answer>),
+    /// A report was heard by the leader of this term.
+    Heard(Term),
+    /// It was not done.
+    Failed(ControlError),
+}
+
+/// Which models a watcher wants to know of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Watched {
+    /// All.
+    All,
+    /// These.
+    Models(BTreeSet<ModelName>),
+}
+
+/// A change that an operator or a node asks for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Change {
+    /// Announces a bundle, so that it is kept while it is uploaded.
+    ReservePush {
+        /// The bundle's files.
+        files: FileList,
+    },
+    /// Makes an uploaded bundle the next version. The leader first has a quorum of voters hold it.
+    CommitPush {
+        /// The model; made if there is none.
+        model: ModelName,
+        /// The bundle.
+        digest: Digest,
+        /// What its `model.toml` says.
+        manifest: Box<Manifest>,
+        /// A free text.
+        note: String,
+    },
+    /// Starts to lead a model's traffic to another version.
+    StartRollout {
+        /// The version.
+        target: ModelVersion,
+        /// The share that it starts with, once two replicas are ready.
+        weight: Weight,
+    },
+    /// Makes the target of the model's rollout the stable version.
+    Promote {
+        /// The model.
+        model: ModelName,
+    },
+    /// Ends the model's rollout: all traffic goes to the stable version.
+    Abort {
+        /// The model.
+        model: ModelName,
+        /// Why.
+        reason: String,
+    },
+    /// Makes the stable version before the last promotion the stable one again.
+    Undo {
+        /// The model.
+        model: ModelName,
+    },
+    /// Puts a label on a version.
+    SetLabel {
+        /// The version.
+        version: ModelVersion,
+        /// The label.
+        label: Label,
+    },
+    /// Takes a label away.
+    RemoveLabel {
+        /// The model.
+        model: ModelName,
+        /// The label.
+        label: Label,
+    },
+    /// A worker joins, or reports that its address or profile changed.
+    Join {
+        /// Its id.
+        node: NodeId,
+        /// Its name, which must be that of its certificate.
+        name: NodeName,
+        /// `host:port` of its worker endpoint.
+        address: String,
+        /// What it is and can do.
+        profile: Box<NodeProfile>,
+    },
+    /// A worker is about to stop, or stays after all.
+    Drain {
+        /// Its id.
+        node: NodeId,
+        /// Whether it drains.
+        draining: bool,
+    },
+    /// A worker repeatedly failed to load a version: another should own it.
+    Exclude {
+        /// The worker.
+        node: NodeId,
+        /// The version.
+        version: ModelVersion,
+        /// What the last failure said.
+        reason: String,
+    },
+}
+
+/// What a committed change led to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// The epoch that it led to.
+    pub epoch: Epoch,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of a change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Nothing to tell.
+    Applied,
+    /// A bundle may be uploaded.
+    Reserved {
+        /// Whether a version of the model has this bundle already.
+        known: bool,
+    },
+    /// A version was made.
+    Pushed {
+        /// Its number.
+        version: Version,
+        /// Whether it is the model's first, and so serves all its traffic.
+        stable: bool,
+    },
+    /// The model's traffic changed.
+    Rerouted {
+        /// The revision that it is at now.
+        revision: Revision,
+    },
+}
+
+/// A linearizable read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Query {
+    /// All models. Answered by [`Answer::Models`].
+    Models,
+    /// A model's versions. Answered by [`Answer::Versions`].
+    Versions(ModelName),
+    /// A model's traffic, rollout and history. Answered by [`Answer::Rollout`].
+    Rollout(ModelName),
+    /// The cluster. Answered by [`Answer::Cluster`].
+    Cluster,
+    /// A bundle's files. Answered by [`Answer::Files`].
+    Files(Digest),
+}
+
+/// The answer to a [`Query`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Answer {
+    /// Models by name.
+    Models(Vec<ModelSummary>),
+    /// Versions in order.
+    Versions(Vec<VersionSummary>),
+    /// A model's traffic, rollout and history.
+    Rollout(RolloutSummary),
+    /// The cluster.
+    Cluster(ClusterSummary),
+    /// A bundle's files.
+    Files(FileList),
+}
+
+/// A model, as `roost models` prints it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelSummary {
+    /// Its name.
+    pub model: ModelName,
+    /// Where its traffic goes.
+    pub traffic: Traffic,
+    /// How many versions it has.
+    pub versions: u32,
+    /// Labels, and the versions that bear them.
+    pub labels: BTreeMap<Label, Version>,
+}
+
+/// A version, as `roost versions` prints it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionSummary {
+    /// Its number.
+    pub version: Version,
+    /// Its bundle.
+    pub digest: Digest,
+    /// The bytes of its bundle.
+    pub bytes: u64,
+    /// Who pushed it.
+    pub pushed_by: String,
+    /// When, in ms since 1970.
+    pub pushed_at_ms: u64,
+    /// The text that came with it.
+    pub note: String,
+}
+
+/// A model's traffic, rollout and history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutSummary {
+    /// Where its traffic goes.
+    pub traffic: Traffic,
+    /// The rollout in progress.
+    pub rollout: Option<Rollout>,
+    /// What happened, oldest first.
+    pub history: Vec<RolloutEvent>,
+}
+
+/// A rollout in progress.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// The version that it leads to.
+    pub target: Version,
+    /// The share that the operator asked for.
+    pub weight: Weight,
+    /// How it stands.
+    pub state: RolloutState,
+}
+
+/// How a rollout stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RolloutState {
+    /// The target takes no traffic yet: its replicas are not ready.
+    Preparing,
+    /// The target takes its share.
+    Running,
+    /// The target has its share, but too few ready replicas; requests fall back to stable.
+    Paused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Something that happened to a model's traffic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutEvent {
+    /// When, in ms since 1970.
+    pub at_ms: u64,
+    /// Who did it: a certificate's name, or `planner`.
+    pub by: String,
+    /// What happened.
+    pub kind: RolloutEventKind,
+    /// The traffic's revision after it.
+    pub revision: Revision,
+}
+
+/// What happened to a model's traffic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RolloutEventKind {
+    /// The first version of the model took all traffic.
+    First(Version),
+    /// A rollout began.
+    Started {
+        /// The version that it leads to.
+        target: Version,
+        /// The share that it will take.
+        weight: Weight,
+    },
+    /// The target took its share.
+    Exposed {
+        /// The version.
+        target: Version,
+        /// The share.
+        weight: Weight,
+    },
+    /// The rollout was paused.
+    Paused {
+        /// Why.
+        reason: String,
+    },
+    /// The rollout went on.
+    Resumed,
+    /// The target became the stable version.
+    Promoted {
+        /// The version.
+        target: Version,
+    },
+    /// The rollout was ended.
+    Aborted {
+        /// The version that it led to.
+        target: Version,
+        /// Why.
+        reason: String,
+    },
+    /// An earlier stable version became the stable one again.
+    Undone {
+        /// The version that was stable.
+        from: Version,
+        /// The version that is stable now.
+        to: Version,
+    },
+}
+
+/// The cluster as its leader sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterSummary {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The leader.
+    pub leader: NodeId,
+    /// Its term.
+    pub term: Term,
+    /// The epoch that it has applied.
+    pub epoch: Epoch,
+    /// What the nodes reported.
+    pub soft: SoftState,
+}
+
+/// A node's report to the leader, about once a second and at each change of a stage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// The node.
+    pub node: NodeId,
+    /// Its process.
+    pub incarnation: Incarnation,
+    /// Grows with each report of the process.
+    pub sequence: u64,
+    /// The versions that it hosts or tries to.
+    pub versions: Vec<VersionReport>,
+}
+
+/// What a watch delivers: states, not events. It may skip epochs and never goes back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum WatchUpdate {
+    /// The whole view.
+    View(Box<View>),
+    /// What leads from the last view delivered to a later one.
+    Delta(Box<Delta>),
+    /// The soft state, whole or as a change of the last one delivered.
+    Soft(SoftUpdate),
+    /// This node cannot serve a view yet, or no longer.
+    Failed(ControlError),
+}
+
+/// A soft state, whole or as a change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SoftUpdate {
+    /// The term and sequence that this changes; `None` when it is whole.
+    pub from: Option<(Term, u64)>,
+    /// The leader's term.
+    pub term: Term,
+    /// Its sequence.
+    pub sequence: u64,
+    /// See [`SoftState::settled`].
+    pub settled: bool,
+    /// Nodes that changed; `None` when a node is gone.
+    pub nodes: BTreeMap<NodeId, Option<NodeReport>>,
+}
+
+impl SoftUpdate {
+    /// What leads from `base` to `next`; whole without a base.
+    pub fn between(base: Option<&SoftState>, next: &SoftState) -> Self {
+        let empty = BTreeMap::new();
+        let before = base.map_or(&empty, |base| &base.nodes);
+        let gone = before.keys().filter(|id| !next.nodes.contains_key(id)).map(|id| (*id, None));
+        let changed = next.nodes.iter().filter(|(id, report)| before.get(id) != Some(report));
+        Self {
+            from: base.map(|base| (base.term, base.sequence)),
+            term: next.term,
+            sequence: next.sequence,
+            settled: next.settled,
+            nodes: gone.chain(changed.map(|(id, report)| (*id, Some(report.clone())))).collect(),
+        }
+    }
+
+    /// The soft state that this leads to from `base`; `None` when it starts from another.
+    pub fn onto(self, base: &SoftState) -> Option<SoftState> {
+        let mut nodes = match self.from {
+            None => BTreeMap::new(),
+            Some(from) if from == (base.term, base.sequence) => base.nodes.clone(),
+            Some(_) => return None,
+        };
+        for (id, change) in self.nodes {
+            match change {
+                Some(report) => nodes.insert(id, report),
+                None => nodes.remove(&id),
+            };
+        }
+        Some(SoftState { term: self.term, sequence: self.sequence, settled: self.settled, nodes })
+    }
+}
+
+/// A request for files of a bundle. One per stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BundleRequest {
+    /// The list of a bundle's files. Answered by [`BundleResponse::Files`].
+    List {
+        /// The bundle.
+        digest: Digest,
+    },
+    /// A file's bytes from an offset. Answered by [`BundleResponse::Follows`] and chunks.
+    Get {
+        /// The file's own digest.
+        file: Digest,
+        /// The first byte that is wanted.
+        offset: u64,
+    },
+    /// Which of these files are not held. Answered by [`BundleResponse::Missing`].
+    Missing {
+        /// The bundle's files.
+        files: FileList,
+    },
+    /// A file's bytes follow in chunks. Answered by [`BundleResponse::Held`] once they are checked and durable.
+    Put {
+        /// The file.
+        file: BundleFile,
+    },
+    /// All files were put: the bundle is whole. Answered by [`BundleResponse::Held`] once that is durable.
+    Seal {
+        /// The bundle's files.
+        files: FileList,
+    },
+}
+
+/// The answer to a [`BundleRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BundleResponse {
+    /// A bundle's files.
+    Files(FileList),
+    /// That many bytes follow in chunks.
+    Follows {
+        /// How many.
+        bytes: u64,
+    },
+    /// Files that are not held.
+    Missing(Vec<Digest>),
+    /// What was put is checked and durable.
+    Held,
+    /// It was not done.
+    Failed(ControlError),
+}

@@ -1,0 +1,153 @@
+//! Which nodes own a version: a pure function of committed state, so that everyone agrees without asking.
+//!
+//! Soft state never changes owners; it only says which of them are used now ([`candidates`]).
+
+use std::collections::BTreeSet;
+
+use crate::ids::{ModelName, NodeId, Version};
+use crate::manifest::{EngineChoice, Manifest, Replicas};
+use crate::ring::{Ring, version_place};
+use crate::view::{HostedVersion, Node, NodeState, SoftState, View};
+
+/// The eligible nodes for a version in order of preference: the walk of the ring from the version's place, with the first
+/// node of each zone moved ahead until the replicas are found.
+pub fn preference(view: &View, ring: &Ring, model: &ModelName, version: Version) -> Vec<NodeId> {
+    let Some(hosted) = view.models.get(model).and_then(|m| m.versions.get(&version)) else {
+        return Vec::new();
+    };
+    let eligible = |id: &NodeId| view.nodes.get(id).is_some_and(|node| is_eligible(*id, node, hosted));
+    let walk: Vec<NodeId> = ring.walk(version_place(model, version)).filter(eligible).collect();
+    let wanted = replicas_wanted(hosted.manifest.replicas, walk.len());
+    spread_over_zones(view, walk, wanted)
+}
+
+/// The owners of a version: the first `replicas` of [`preference`].
+pub fn owners(view: &View, ring: &Ring, model: &ModelName, version: Version) -> Vec<NodeId> {
+    let mut nodes = preference(view, ring, model, version);
+    let replicas = view.models.get(model).and_then(|m| m.versions.get(&version)).map(|v| v.manifest.replicas);
+    nodes.truncate(replicas.map_or(0, |replicas| replicas_wanted(replicas, nodes.len())));
+    nodes
+}
+
+/// The nodes that may be sent requests for a version now: the first `replicas` that serve it, owners ahead of ex-owners
+/// that have not drained yet.
+///
+/// A node that is not [`NodeState::Active`] is off the ring, but while it still reports the version ready it can answer:
+/// make before break.
+pub fn candidates(
+    view: &View,
+    ring: &Ring,
+    soft: &SoftState,
+    model: &ModelName,
+    version: Version,
+) -> Vec<NodeId> {
+    let preferred = preference(view, ring, model, version);
+    let leaving = view.nodes.iter().filter(|(_, node)| node.state == NodeState::Draining).map(|(id, _)| *id);
+    let replicas = view.models.get(model).and_then(|m| m.versions.get(&version)).map(|v| v.manifest.replicas);
+    let wanted = replicas.map_or(0, |replicas| replicas_wanted(replicas, preferred.len().max(1)));
+    let known: Vec<NodeId> = preferred.into_iter().chain(leaving).collect();
+    known.into_iter().filter(|node| soft.serves(*node, model, version)).take(wanted).collect()
+}
+
+/// How many of `eligible` nodes a version asks for.
+pub fn replicas_wanted(replicas: Replicas, eligible: usize) -> usize {
+    match replicas {
+        Replicas::All => eligible,
+        Replicas::Count(count) => usize::from(count).min(eligible),
+    }
+}
+
+fn is_eligible(id: NodeId, node: &Node, hosted: &HostedVersion) -> bool {
+    let manifest: &Manifest = &hosted.manifest;
+    let has_engine = match manifest.engine {
+        EngineChoice::Auto => !node.profile.engines.is_empty(),
+        engine @ (EngineChoice::OnnxRuntime | EngineChoice::Native) => node.profile.engines.contains(&engine),
+    };
+    let rules = &manifest.placement;
+    let bears = |(key, value): (&String, &String)| node.profile.labels.get(key) == Some(value);
+    node.state == NodeState::Active
+        && !hosted.excluded.contains(&id)
+        && has_engine
+        && node.profile.memory_mib >= rules.memory_mib_min
+        && rules.node_labels.iter().all(bears)
+}
+
+/// Moves the first node of each zone ahead, until `wanted` nodes stand there; the rest follow in the order of the walk.
+fn spread_over_zones(view: &View, walk: Vec<NodeId>, wanted: usize) -> Vec<NodeId> {
+    let mut zones: BTreeSet<&str> = BTreeSet::new();
+    let (mut ahead, mut behind) = (Vec::with_capacity(walk.len()), Vec::new());
+    for id in walk {
+        let zone = view.nodes.get(&id).map_or("", |node| node.profile.zone.as_str());
+        // A node without a zone stands anywhere: it never waits for another zone to be used.
+        let unused = zone.is_empty() || zones.insert(zone);
+        if ahead.len() < wanted && unused { ahead.push(id) } else { behind.push(id) }
+    }
+    ahead.append(&mut behind);
+    ahead
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Incarnation;
+    use crate::view::tests::view;
+    use crate::view::{Liveness, NodeReport, Stage, VersionReport};
+
+    fn digits() -> ModelName {
+        ModelName::new("digits").unwrap()
+    }
+
+    fn soft(ready: &[NodeId]) -> SoftState {
+        let report = |id: &NodeId| {
+            let versions = vec![VersionReport {
+                model: digits(),
+                version: Version(1),
+                stage: Stage::Ready,
+                engine: Some(EngineChoice::OnnxRuntime),
+            }];
+            let report =
+                NodeReport { incarnation: Incarnation(1), sequence: 1, liveness: Liveness::Live, versions };
+            (*id, report)
+        };
+        SoftState { settled: true, nodes: ready.iter().map(report).collect(), ..SoftState::default() }
+    }
+
+    #[test]
+    fn two_owners_in_different_zones() {
+        let mut view = view(1, 8, &["digits"]);
+        for (id, node) in &mut view.nodes {
+            node.profile.zone = format!("zone-{}", id.0 % 2);
+        }
+        let owners = owners(&view, &view.ring(), &digits(), Version(1));
+        assert_eq!(owners.len(), 2);
+        assert_ne!(view.nodes[&owners[0]].profile.zone, view.nodes[&owners[1]].profile.zone);
+    }
+
+    #[test]
+    fn nodes_that_cannot_host_are_passed_over() {
+        let mut view = view(1, 5, &["digits"]);
+        let all = preference(&view, &view.ring(), &digits(), Version(1));
+        assert_eq!(all.len(), 5);
+        view.nodes.get_mut(&all[0]).unwrap().state = NodeState::Out;
+        view.nodes.get_mut(&all[1]).unwrap().profile.engines.clear();
+        let model = std::sync::Arc::make_mut(view.models.get_mut(&digits()).unwrap());
+        model.versions.get_mut(&Version(1)).unwrap().excluded.insert(all[2]);
+        assert_eq!(owners(&view, &view.ring(), &digits(), Version(1)), all[3..]);
+    }
+
+    #[test]
+    fn candidates_are_the_ready_ones_and_a_draining_node_still_counts() {
+        let mut view = view(1, 4, &["digits"]);
+        let all = preference(&view, &view.ring(), &digits(), Version(1));
+        let ring = view.ring();
+        let candidates = |view: &View, ring: &Ring, ready: &[NodeId]| {
+            candidates(view, ring, &soft(ready), &digits(), Version(1))
+        };
+        assert_eq!(candidates(&view, &ring, &all), all[..2]);
+        assert_eq!(candidates(&view, &ring, &all[2..]), all[2..]);
+        view.nodes.get_mut(&all[0]).unwrap().state = NodeState::Draining;
+        let ring = view.ring();
+        assert_eq!(candidates(&view, &ring, &all[..1]), all[..1]);
+        assert_eq!(candidates(&view, &ring, &[]), []);
+    }
+}

@@ -1,0 +1,133 @@
+//! Frames on QUIC streams.
+//!
+//! Lengths are checked before buffers are made; a stream that ends inside a frame is an error, one that ends between two
+//! is not.
+
+use bytes::Bytes;
+use quinn::{ReadExactError, RecvStream, SendStream};
+use rkyv::util::AlignedVec;
+
+use crate::error::{ControlError, InferError, reason};
+use crate::frame::{Frame, FrameError, Kind, Prefix, encode_message};
+
+/// Why a frame could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// What came is not the frame that it should be.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The connection broke, or the other side gave the stream up.
+    #[error("the connection broke: {0}")]
+    Broken(String),
+    /// The other side closed the stream where a frame should have followed.
+    #[error("the other side closed the stream without an answer")]
+    Ended,
+}
+
+impl From<quinn::WriteError> for StreamError {
+    fn from(error: quinn::WriteError) -> Self {
+        Self::Broken(error.to_string())
+    }
+}
+
+impl From<quinn::ConnectionError> for StreamError {
+    fn from(error: quinn::ConnectionError) -> Self {
+        Self::Broken(error.to_string())
+    }
+}
+
+impl StreamError {
+    /// The error as the control plane says it of `node`.
+    pub fn into_control(self, node: &str) -> ControlError {
+        match self {
+            Self::Frame(error) => ControlError::Malformed { what: reason(error) },
+            Self::Broken(_) | Self::Ended => {
+                ControlError::Unreachable { node: node.to_owned(), reason: reason(self) }
+            }
+        }
+    }
+
+    /// The error as the data plane says it of `node`.
+    pub fn into_infer(self, node: &str) -> InferError {
+        match self {
+            Self::Frame(error) => InferError::Malformed { what: reason(error) },
+            Self::Broken(_) | Self::Ended => {
+                InferError::Unreachable { node: node.to_owned(), reason: reason(self) }
+            }
+        }
+    }
+}
+
+/// Reads the next frame; `None` when the stream ends ahead of it.
+///
+/// # Errors
+/// [`StreamError`] when what comes is no frame, or the connection breaks.
+pub async fn read_frame(stream: &mut RecvStream) -> Result<Option<Frame>, StreamError> {
+    let mut prefix = [0; Prefix::BYTES];
+    match stream.read_exact(&mut prefix).await {
+        Ok(()) => {}
+        Err(ReadExactError::FinishedEarly(0)) => return Ok(None),
+        Err(error) => return Err(read_error(error)),
+    }
+    let prefix = Prefix::decode(prefix)?;
+    let mut buffer = AlignedVec::new();
+    buffer.resize(prefix.rest_bytes(), 0);
+    stream.read_exact(&mut buffer).await.map_err(read_error)?;
+    Ok(Some(Frame::new(prefix, buffer)?))
+}
+
+/// Reads a frame that must come, and be of a kind.
+///
+/// # Errors
+/// As [`read_frame`], and when the stream ends or the frame is of another kind.
+pub async fn expect_frame(stream: &mut RecvStream, kind: Kind) -> Result<Frame, StreamError> {
+    let frame = read_frame(stream).await?.ok_or(StreamError::Ended)?;
+    Ok(frame.expect(kind)?)
+}
+
+/// Reads a cold message that must come.
+///
+/// # Errors
+/// As [`expect_frame`], and when the header is not such a message.
+pub async fn read_message<T: serde::de::DeserializeOwned>(
+    stream: &mut RecvStream,
+    kind: Kind,
+) -> Result<T, StreamError> {
+    Ok(expect_frame(stream, kind).await?.message()?)
+}
+
+/// Writes a cold message.
+///
+/// # Errors
+/// [`StreamError`] when it is too large, or the connection breaks.
+pub async fn write_message<T: serde::Serialize>(
+    stream: &mut SendStream,
+    kind: Kind,
+    message: &T,
+) -> Result<(), StreamError> {
+    let bytes = encode_message(kind, message)?;
+    Ok(stream.write_chunk(bytes.into()).await?)
+}
+
+/// Writes a frame with a body and no header.
+///
+/// # Errors
+/// [`StreamError`] when the body is too large, or the connection breaks.
+pub async fn write_body(stream: &mut SendStream, kind: Kind, body: Bytes) -> Result<(), StreamError> {
+    let prefix = Prefix::new(kind, 0, body.len() as u64)?;
+    stream.write_all(&prefix.encode()).await?;
+    Ok(stream.write_chunk(body).await?)
+}
+
+/// Ends the writing side. What was written is still delivered while the connection lives.
+pub fn finish(stream: &mut SendStream) {
+    // Fails only when the stream is finished or reset already, which is what is wanted.
+    let _ = stream.finish();
+}
+
+fn read_error(error: ReadExactError) -> StreamError {
+    match error {
+        ReadExactError::FinishedEarly(_) => FrameError::Truncated.into(),
+        ReadExactError::ReadError(error) => StreamError::Broken(error.to_string()),
+    }
+}
