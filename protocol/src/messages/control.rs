@@ -147,15 +147,6 @@ pub enum Change {
         /// Whether it drains.
         draining: bool,
     },
-    /// A worker repeatedly failed to load a version: another should own it.
-    Exclude {
-        /// The worker.
-        node: NodeId,
-        /// The version.
-        version: ModelVersion,
-        /// What the last failure said.
-        reason: String,
-    },
 }
 
 /// What a committed change led to.
@@ -360,6 +351,8 @@ pub struct ClusterSummary {
     pub epoch: Epoch,
     /// What the nodes reported.
     pub soft: SoftState,
+    /// What the nodes counted.
+    pub statistics: BTreeMap<NodeId, Vec<VersionStatistics>>,
 }
 
 /// A node's report to the leader, about once a second and at each change of a stage.
@@ -373,6 +366,21 @@ pub struct Heartbeat {
     pub sequence: u64,
     /// The versions that it hosts or tries to.
     pub versions: Vec<VersionReport>,
+    /// What it counted since its process started.
+    pub statistics: Vec<VersionStatistics>,
+}
+
+/// What a node counted of one version since its process started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionStatistics {
+    /// The version.
+    pub version: ModelVersion,
+    /// Requests that were answered.
+    pub answered: u64,
+    /// Requests that failed.
+    pub failed: u64,
+    /// Of those answered, requests that fell back to this version because the one picked had no ready replica.
+    pub fallbacks: u64,
 }
 
 /// What a watch delivers: states, not events. It may skip epochs and never goes back.
