@@ -1,1 +1,24 @@
-//! x
+//! The coordinator role: versions, traffic and rollouts in Raft; bundles held by a quorum; who is heard.
+//!
+//! In reading order:
+//! - [`state`]: the replicated state and what commands do to it. Pure.
+//! - [`planner`]: what the leader proposes by itself. Pure. [`liveness`]: who is heard. Pure.
+//! - [`raft`]: the shell that makes entries agreed on and durable; nothing else names openraft's storage and network.
+//! - [`coordinator`]: the role, started and stopped. Inside it: the server's answers, the leader's work, the holding of
+//!   bundles, and the forming of a new group.
+//! - [`peer`]: what coordinators say to each other.
+
+mod artefact;
+mod bootstrap;
+pub mod coordinator;
+mod leader;
+pub mod liveness;
+pub mod peer;
+pub mod planner;
+pub mod raft;
+mod server;
+mod shared;
+pub mod state;
+
+pub use coordinator::{Coordinator, CoordinatorConfig, CoordinatorParts, GroupMember, StartError};
+pub use raft::disk::{Job, JobQueue};

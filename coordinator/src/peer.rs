@@ -1,0 +1,56 @@
+//! What coordinators say to each other besides serving operators and nodes.
+
+use roost_protocol::bundle::FileList;
+use roost_protocol::messages::control::{ControlRequest, ControlResponse};
+use roost_protocol::view::SoftState;
+use roost_protocol::{ClusterId, ControlError};
+use serde::{Deserialize, Serialize};
+
+use crate::raft::network::{RaftAnswer, RaftMessage};
+
+/// A request from one coordinator to another. One per stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum PeerRequest {
+    /// A Raft message. Answered by [`PeerResponse::Raft`].
+    Raft(Box<RaftMessage>),
+    /// Whether this coordinator is part of a group already. Answered by [`PeerResponse::Probed`].
+    Probe,
+    /// The leader asks this coordinator to hold a bundle. Answered by [`PeerResponse::Held`] once it is checked and durable.
+    Hold {
+        /// The bundle's files.
+        files: FileList,
+        /// `host:port` of coordinators that may have it.
+        holders: Vec<String>,
+    },
+    /// A follower hands on what it was asked, once it has checked that the asker may. Answered by [`PeerResponse::Control`].
+    Forward {
+        /// Who asked: the name in a certificate.
+        by: String,
+        /// What was asked.
+        request: Box<ControlRequest>,
+    },
+    /// The leader's soft state, to be served beside the view. Answered by [`PeerResponse::Heard`].
+    Soft(Box<SoftState>),
+}
+
+/// The answer to a [`PeerRequest`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum PeerResponse {
+    /// To a Raft message.
+    Raft(RaftAnswer),
+    /// To a probe.
+    Probed {
+        /// Whether the coordinator takes part in a group.
+        initialised: bool,
+        /// The cluster, once the coordinator knows it.
+        cluster: Option<ClusterId>,
+    },
+    /// The bundle is held.
+    Held,
+    /// The leader's answer to what a follower handed on.
+    Control(Box<ControlResponse>),
+    /// The soft state was heard.
+    Heard,
+    /// It was not done.
+    Failed(ControlError),
+}

@@ -1,0 +1,24 @@
+//! The shell around the replicated state: openraft on redb and QUIC. Nothing outside names openraft.
+//!
+//! - [`types`]: openraft's types as this cluster uses them; [`record`]: ours, on disk and between coordinators.
+//! - [`disk`]: the database and its executor; [`log`]: the Raft log; [`machine`]: the state machine and its snapshots.
+//! - [`network`]: messages between coordinators.
+
+pub mod disk;
+mod log;
+mod machine;
+pub mod network;
+pub mod record;
+pub mod types;
+
+pub use self::log::Log;
+pub use self::machine::Machine;
+
+use roost_protocol::messages::control::Outcome;
+
+use crate::state::{Applied, State};
+
+/// The answer to an entry that is no command.
+fn nothing_applied(state: &State) -> Applied {
+    Applied { epoch: state.epoch(), result: Ok(Outcome::Applied) }
+}
