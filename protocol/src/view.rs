@@ -329,6 +329,19 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// Whether the node answers requests for the version, gladly or not.
+    pub fn serves(&self) -> bool {
+        match self {
+            Self::Ready | Self::Draining => true,
+            Self::Fetching { .. }
+            | Self::Verifying
+            | Self::Loading
+            | Self::Warming
+            | Self::Unloaded
+            | Self::Failed { .. } => false,
+        }
+    }
+
     /// The stage's name, as users read it.
     pub fn name(&self) -> &'static str {
         match self {

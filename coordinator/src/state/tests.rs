@@ -1,1 +1,333 @@
+//! What commands do, in rows; the table of a rollout's states and events; replay; idempotence.
 
+use std::fmt::Write as _;
+
+use proptest::prelude::*;
+use roost_protocol::bundle::{BundleFile, MODEL_FILE};
+use roost_protocol::messages::control::RolloutState;
+use roost_protocol::traffic::KeyHash;
+
+use super::*;
+
+struct Cluster {
+    state: State,
+    index: u64,
+}
+
+fn digits() -> ModelName {
+    ModelName::new("digits").unwrap()
+}
+
+fn at(version: u32) -> ModelVersion {
+    ModelVersion { model: digits(), version: Version(version) }
+}
+
+fn weight(text: &str) -> Weight {
+    text.parse().unwrap()
+}
+
+fn files(content: &str) -> FileList {
+    let digest = Digest::of(content.as_bytes());
+    FileList::new(vec![BundleFile { name: MODEL_FILE.to_owned(), bytes: content.len() as u64, digest }]).unwrap()
+}
+
+impl Cluster {
+    /// Three voters and no model.
+    fn new() -> Self {
+        let mut cluster = Self { state: State::default(), index: 0 };
+        let coordinator = |id: u64| {
+            let name = NodeName::new(&format!("c{id}")).unwrap();
+            (NodeId(id), Coordinator { name, address: format!("h:{id}"), voter: true })
+        };
+        cluster.index += 1;
+        cluster.state.apply_membership(cluster.index, (1..=3).map(coordinator).collect());
+        cluster.run(Command::Initialise { cluster: ClusterId(7) }).unwrap();
+        cluster
+    }
+
+    /// With `digits` and this many versions.
+    fn with_versions(count: u32) -> Self {
+        let mut cluster = Self::new();
+        (1..=count).for_each(|version| {
+            cluster.push(&format!("v{version}"), &[1, 2]).unwrap();
+        });
+        cluster
+    }
+
+    fn propose(&mut self, proposal: &Proposal) -> Result<Outcome, CommandError> {
+        self.index += 1;
+        self.state.apply(self.index, proposal).result
+    }
+
+    fn run(&mut self, command: Command) -> Result<Outcome, CommandError> {
+        let sent = self.state.epoch();
+        let at_ms = 1000 + self.index;
+        self.propose(&Proposal { request: None, sent, at_ms, by: "anna".to_owned(), command })
+    }
+
+    fn push(&mut self, content: &str, holders: &[u64]) -> Result<Outcome, CommandError> {
+        let files = files(content);
+        self.run(Command::Reserve { files: files.clone() })?;
+        self.run(Command::CommitVersion {
+            model: digits(),
+            digest: files.digest(),
+            manifest: Box::default(),
+            note: String::new(),
+            holders: holders.iter().map(|id| NodeId(*id)).collect(),
+        })
+    }
+
+    fn revision(&self) -> Revision {
+        self.state.rollout(&digits()).unwrap().traffic.revision
+    }
+}
+
+#[test]
+fn the_first_version_serves_and_the_next_waits() {
+    let mut cluster = Cluster::new();
+    assert_eq!(cluster.push("a", &[1, 2]), Ok(Outcome::Pushed { version: Version(1), stable: true }));
+    assert_eq!(cluster.push("b", &[2, 3]), Ok(Outcome::Pushed { version: Version(2), stable: false }));
+    let view = cluster.state.view().unwrap();
+    assert_eq!(view.models[&digits()].versions.keys().copied().collect::<Vec<_>>(), [Version(1)]);
+    assert_eq!(view.epoch.index, cluster.index);
+}
+
+#[test]
+fn a_version_needs_a_quorum_of_voters_that_hold_it() {
+    let mut cluster = Cluster::new();
+    for holders in [&[][..], &[1], &[1, 9, 8]] {
+        let refused = cluster.push("a", holders).unwrap_err();
+        assert!(matches!(refused, CommandError::TooFewHolders { voters: 3, quorum: 2, .. }), "{refused}");
+    }
+    let never_reserved = Command::CommitVersion {
+        model: digits(),
+        digest: Digest::of(b"never"),
+        manifest: Box::default(),
+        note: String::new(),
+        holders: [NodeId(1), NodeId(2)].into(),
+    };
+    assert!(matches!(cluster.run(never_reserved), Err(CommandError::NotReserved { .. })));
+    assert_eq!(cluster.state.view().unwrap().models.len(), 0);
+}
+
+#[test]
+fn a_refused_command_leaves_the_view_as_it_was() {
+    let mut cluster = Cluster::with_versions(1);
+    let before = cluster.state.view();
+    cluster.run(Command::Undo { model: digits() }).unwrap_err();
+    cluster.run(Command::StartRollout { target: at(9), weight: weight("5%") }).unwrap_err();
+    assert_eq!(cluster.state.view(), before);
+}
+
+#[test]
+fn a_canary_goes_from_nothing_to_stable_and_back() {
+    let mut cluster = Cluster::with_versions(2);
+    cluster.run(Command::StartRollout { target: at(2), weight: weight("20%") }).unwrap();
+    let traffic = |cluster: &Cluster| cluster.state.rollout(&digits()).unwrap().traffic;
+    assert_eq!(traffic(&cluster).canary, None, "no traffic before it is exposed");
+    assert!(cluster.state.view().unwrap().models[&digits()].versions.contains_key(&Version(2)));
+    let revision = cluster.revision();
+    cluster.run(Command::Expose { model: digits(), revision }).unwrap();
+    assert_eq!(traffic(&cluster).canary.unwrap().weight, weight("20%"));
+    let revision = cluster.revision();
+    cluster.run(Command::Promote { model: digits(), revision }).unwrap();
+    assert_eq!((traffic(&cluster).stable, traffic(&cluster).previous), (Version(2), Some(Version(1))));
+    cluster.run(Command::Undo { model: digits() }).unwrap();
+    assert_eq!((traffic(&cluster).stable, traffic(&cluster).previous), (Version(1), Some(Version(2))));
+    let kinds: Vec<_> = cluster.state.rollout(&digits()).unwrap().history;
+    assert_eq!(kinds.len(), 5);
+    assert!(kinds.windows(2).all(|pair| pair[0].revision <= pair[1].revision && pair[0].at_ms <= pair[1].at_ms));
+}
+
+#[test]
+fn a_plan_from_another_revision_is_refused() {
+    let mut cluster = Cluster::with_versions(2);
+    cluster.run(Command::StartRollout { target: at(2), weight: weight("20%") }).unwrap();
+    let planned = cluster.revision();
+    cluster.run(Command::Abort { model: digits(), reason: "no".to_owned() }).unwrap();
+    cluster.run(Command::StartRollout { target: at(2), weight: weight("50%") }).unwrap();
+    let refused = cluster.run(Command::Expose { model: digits(), revision: planned }).unwrap_err();
+    assert!(matches!(refused, CommandError::RevisionMismatch { .. }), "{refused}");
+}
+
+#[test]
+fn a_request_that_comes_twice_is_carried_out_once() {
+    let mut cluster = Cluster::with_versions(2);
+    let proposal = Proposal {
+        request: Some(RequestId(1)),
+        sent: cluster.state.epoch(),
+        at_ms: 1,
+        by: "anna".to_owned(),
+        command: Command::StartRollout { target: at(2), weight: weight("20%") },
+    };
+    let first = cluster.propose(&proposal);
+    let (revision, history) = (cluster.revision(), cluster.state.rollout(&digits()).unwrap().history);
+    assert_eq!(cluster.propose(&proposal), first);
+    assert_eq!(cluster.revision(), revision);
+    assert_eq!(cluster.state.rollout(&digits()).unwrap().history, history);
+}
+
+#[test]
+fn a_name_passes_to_another_node_only_once_the_first_is_out() {
+    let mut cluster = Cluster::new();
+    let join = |id| Command::Join {
+        node: NodeId(id),
+        name: NodeName::new("a").unwrap(),
+        address: "h:1".to_owned(),
+        profile: Box::new(NodeProfile {
+            speed: Default::default(),
+            zone: String::new(),
+            labels: Default::default(),
+            memory_mib: 1,
+            isa: String::new(),
+            engines: Default::default(),
+        }),
+    };
+    cluster.run(join(1)).unwrap();
+    assert!(matches!(cluster.run(join(2)), Err(CommandError::NameTaken { .. })));
+    cluster.run(Command::NodeOut { node: NodeId(1) }).unwrap();
+    cluster.run(join(2)).unwrap();
+    assert_eq!(cluster.state.view().unwrap().nodes.keys().copied().collect::<Vec<_>>(), [NodeId(2)]);
+}
+
+#[test]
+fn labels_keep_their_version_hosted() {
+    let mut cluster = Cluster::with_versions(3);
+    let label = Label::new("shadow").unwrap();
+    cluster.run(Command::SetLabel { version: at(3), label: label.clone() }).unwrap();
+    assert!(cluster.state.view().unwrap().models[&digits()].versions.contains_key(&Version(3)));
+    cluster.run(Command::SetLabel { version: at(9), label: label.clone() }).unwrap_err();
+    cluster.run(Command::RemoveLabel { model: digits(), label: label.clone() }).unwrap();
+    cluster.run(Command::RemoveLabel { model: digits(), label }).unwrap_err();
+    assert!(!cluster.state.view().unwrap().models[&digits()].versions.contains_key(&Version(3)));
+}
+
+#[test]
+fn nothing_happens_before_the_cluster_has_an_identity() {
+    let mut cluster = Cluster { state: State::default(), index: 0 };
+    assert_eq!(cluster.run(Command::Undo { model: digits() }), Err(CommandError::NotInitialised));
+    assert_eq!(cluster.state.view(), None);
+    cluster.run(Command::Initialise { cluster: ClusterId(1) }).unwrap();
+    let again = cluster.run(Command::Initialise { cluster: ClusterId(2) });
+    assert_eq!(again, Err(CommandError::AlreadyInitialised { cluster: ClusterId(1) }));
+}
+
+/// A rollout's states, each reached by commands, against every event.
+#[test]
+fn the_table_of_a_rollout() {
+    let start = |cluster: &mut Cluster| {
+        cluster.run(Command::StartRollout { target: at(2), weight: weight("20%") }).unwrap();
+    };
+    let expose = |cluster: &mut Cluster| {
+        let revision = cluster.revision();
+        cluster.run(Command::Expose { model: digits(), revision }).unwrap();
+    };
+    let none = Cluster::with_versions(2);
+    let mut preparing = Cluster::with_versions(2);
+    start(&mut preparing);
+    let mut running = Cluster::with_versions(2);
+    start(&mut running);
+    expose(&mut running);
+    let mut paused = Cluster { state: running.state.clone(), index: running.index };
+    let revision = paused.revision();
+    paused.run(Command::Pause { model: digits(), revision, reason: "one replica".to_owned() }).unwrap();
+    let mut promoted = Cluster { state: running.state.clone(), index: running.index };
+    promoted.run(Command::Promote { model: digits(), revision }).unwrap();
+
+    let mut table = String::new();
+    let states =
+        [("none", none), ("preparing", preparing), ("running", running), ("paused", paused), ("promoted", promoted)];
+    for (name, cluster) in &states {
+        let revision = cluster.revision();
+        let model = digits();
+        let events = [
+            ("start", Command::StartRollout { target: at(2), weight: weight("50%") }),
+            ("expose", Command::Expose { model: model.clone(), revision }),
+            ("pause", Command::Pause { model: model.clone(), revision, reason: "why".to_owned() }),
+            ("resume", Command::Resume { model: model.clone(), revision }),
+            ("promote", Command::Promote { model: model.clone(), revision }),
+            ("abort", Command::Abort { model: model.clone(), reason: "why".to_owned() }),
+            ("undo", Command::Undo { model }),
+        ];
+        for (event, command) in events {
+            let mut after = Cluster { state: cluster.state.clone(), index: cluster.index };
+            let result = match after.run(command) {
+                Ok(_) => describe(&after),
+                Err(error) => format!("refused: {error}"),
+            };
+            writeln!(table, "{name:10} {event:8} {result}").unwrap();
+        }
+    }
+    expect_test::expect_file!["rollout/table.txt"].assert_eq(&table);
+}
+
+fn describe(cluster: &Cluster) -> String {
+    let summary = cluster.state.rollout(&digits()).unwrap();
+    let state = match summary.rollout.as_ref().map(|rollout| &rollout.state) {
+        None => "none",
+        Some(RolloutState::Preparing) => "preparing",
+        Some(RolloutState::Running) => "running",
+        Some(RolloutState::Paused { .. }) => "paused",
+    };
+    let canary = summary.traffic.canary.map_or("-".to_owned(), |canary| format!("{} {}", canary.version, canary.weight));
+    format!("{state}, stable {}, canary {canary}, revision {}", summary.traffic.stable, summary.traffic.revision)
+}
+
+fn any_command() -> impl Strategy<Value = Command> {
+    let version = 1u32..4;
+    prop_oneof![
+        (version.clone(), 0u16..=10_000).prop_map(|(v, w)| Command::StartRollout {
+            target: at(v),
+            weight: Weight::from_basis_points(w).unwrap()
+        }),
+        (0u64..12).prop_map(|r| Command::Expose { model: digits(), revision: Revision(r) }),
+        (0u64..12).prop_map(|r| Command::Promote { model: digits(), revision: Revision(r) }),
+        (0u64..12).prop_map(|r| Command::Pause {
+            model: digits(),
+            revision: Revision(r),
+            reason: String::new()
+        }),
+        Just(Command::Abort { model: digits(), reason: String::new() }),
+        Just(Command::Undo { model: digits() }),
+        version.prop_map(|v| Command::SetLabel { version: at(v), label: Label::new("l").unwrap() }),
+    ]
+}
+
+proptest! {
+    /// Whatever operators do: the view always hosts what it routes to, and revisions grow with each change of traffic.
+    #[test]
+    fn routes_lead_to_hosted_versions(commands in proptest::collection::vec(any_command(), 1..40)) {
+        let mut cluster = Cluster::with_versions(3);
+        let mut last = cluster.state.rollout(&digits()).unwrap().traffic;
+        for command in commands {
+            let _ = cluster.run(command);
+            let view = cluster.state.view().unwrap();
+            let model = &view.models[&digits()];
+            let traffic = &model.traffic;
+            for key in 0..20 {
+                prop_assert!(model.versions.contains_key(&traffic.pick(&digits(), KeyHash(key))));
+            }
+            prop_assert!(traffic.previous.is_none_or(|v| model.versions.contains_key(&v)));
+            if *traffic != last {
+                prop_assert!(traffic.revision > last.revision);
+            }
+            last = traffic.clone();
+        }
+    }
+
+    /// Two replicas that apply the same entries, one by way of a snapshot, are equal.
+    #[test]
+    fn a_snapshot_is_the_state(commands in proptest::collection::vec(any_command(), 1..30), cut in 0usize..30) {
+        let mut one = Cluster::with_versions(3);
+        let mut other = Cluster { state: one.state.clone(), index: one.index };
+        for (i, command) in commands.into_iter().enumerate() {
+            let _ = one.run(command.clone());
+            let _ = other.run(command);
+            if i == cut {
+                let bytes = postcard::to_stdvec(&other.state).unwrap();
+                other.state = postcard::from_bytes(&bytes).unwrap();
+            }
+        }
+        prop_assert_eq!(one.state, other.state);
+    }
+}
