@@ -9,6 +9,8 @@ mod log;
 mod machine;
 pub mod network;
 pub mod record;
+#[cfg(test)]
+mod tests;
 pub mod types;
 
 pub use self::log::Log;
