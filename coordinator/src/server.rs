@@ -176,6 +176,10 @@ async fn change_state(
     by: &str,
     change: Change,
 ) -> Result<Done, ControlError> {
+    if shared.machine.state(|state| state.cluster()).is_none() {
+        // Refused ahead of the log, so that a retry under the same request id is not answered alike for ever.
+        return Err(ControlError::NoQuorum { reason: "the cluster is still being formed".to_owned() });
+    }
     let command = match change {
         Change::ReservePush { files } => Command::Reserve { files },
         Change::CommitPush { model, digest, manifest, note } => {

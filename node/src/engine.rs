@@ -4,6 +4,7 @@
 //! outputs to a [`Sink`], and can be cancelled from another thread. Nothing here knows of requests, versions or nodes.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -68,9 +69,9 @@ pub struct Signature {
 /// Why an engine did not load or run a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
-    /// The engine's library is not there. The text says where it was looked for and how to get it.
-    #[error("{0}")]
-    Library(String),
+    /// The engine's library cannot be used.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
     /// The bundle lacks a file.
     #[error("the bundle has no file {0}")]
     MissingFile(String),
@@ -94,6 +95,46 @@ pub enum EngineError {
     /// The run was cancelled.
     #[error("the run was cancelled")]
     Cancelled,
+}
+
+/// Why an engine's library cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LibraryError {
+    /// It is not there.
+    #[error(
+        "ONNX Runtime is not there; looked for{}\nTo get it, run ./deploy/fetch-onnxruntime.sh; or name the library in \
+         the config, or in ORT_DYLIB_PATH",
+        list(.looked)
+    )]
+    NotFound {
+        /// Where it was looked for, in this order.
+        looked: Vec<PathBuf>,
+    },
+    /// The file is something else, or too old, or made for another machine.
+    #[error("{} cannot be used as ONNX Runtime: {reason}", .path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The process runs on another library already.
+    #[error(
+        "this process runs on {} already, and can have one ONNX Runtime only; {} was asked for",
+        .loaded.display(),
+        .asked.display()
+    )]
+    AnotherLoaded {
+        /// The library that the process runs on.
+        loaded: PathBuf,
+        /// The library that was asked for.
+        asked: PathBuf,
+    },
+}
+
+/// Paths, each on a line of its own.
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| format!("\n  {}", path.display())).collect()
 }
 
 /// Loads bundles.

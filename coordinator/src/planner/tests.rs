@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use roost_protocol::manifest::{EngineChoice, Manifest};
 use roost_protocol::traffic::Weight;
-use roost_protocol::view::{
-    HostedVersion, Liveness, Model, Node, NodeProfile, NodeReport, VersionReport,
-};
+use roost_protocol::view::{HostedVersion, Liveness, Model, Node, NodeProfile, NodeReport, VersionReport};
 use roost_protocol::{ClusterId, Digest, Epoch, Incarnation, NodeName, Revision, Term};
 
 use super::*;
@@ -33,11 +31,8 @@ fn view(nodes: u64) -> View {
         let (digest, manifest) = (Digest::of(b""), Arc::new(Manifest::default()));
         (Version(version), HostedVersion { digest, bytes: 1, manifest, excluded: Default::default() })
     };
-    let model = Model {
-        traffic: traffic(),
-        versions: [version(1), version(2)].into(),
-        labels: BTreeMap::new(),
-    };
+    let model =
+        Model { traffic: traffic(), versions: [version(1), version(2)].into(), labels: BTreeMap::new() };
     View {
         cluster: ClusterId(1),
         epoch: Epoch::default(),

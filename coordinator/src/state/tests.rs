@@ -28,7 +28,8 @@ fn weight(text: &str) -> Weight {
 
 fn files(content: &str) -> FileList {
     let digest = Digest::of(content.as_bytes());
-    FileList::new(vec![BundleFile { name: MODEL_FILE.to_owned(), bytes: content.len() as u64, digest }]).unwrap()
+    FileList::new(vec![BundleFile { name: MODEL_FILE.to_owned(), bytes: content.len() as u64, digest }])
+        .unwrap()
 }
 
 impl Cluster {
@@ -136,7 +137,9 @@ fn a_canary_goes_from_nothing_to_stable_and_back() {
     assert_eq!((traffic(&cluster).stable, traffic(&cluster).previous), (Version(1), Some(Version(2))));
     let kinds: Vec<_> = cluster.state.rollout(&digits()).unwrap().history;
     assert_eq!(kinds.len(), 5);
-    assert!(kinds.windows(2).all(|pair| pair[0].revision <= pair[1].revision && pair[0].at_ms <= pair[1].at_ms));
+    assert!(
+        kinds.windows(2).all(|pair| pair[0].revision <= pair[1].revision && pair[0].at_ms <= pair[1].at_ms)
+    );
 }
 
 #[test]
@@ -235,8 +238,13 @@ fn the_table_of_a_rollout() {
     promoted.run(Command::Promote { model: digits(), revision }).unwrap();
 
     let mut table = String::new();
-    let states =
-        [("none", none), ("preparing", preparing), ("running", running), ("paused", paused), ("promoted", promoted)];
+    let states = [
+        ("none", none),
+        ("preparing", preparing),
+        ("running", running),
+        ("paused", paused),
+        ("promoted", promoted),
+    ];
     for (name, cluster) in &states {
         let revision = cluster.revision();
         let model = digits();
@@ -269,8 +277,14 @@ fn describe(cluster: &Cluster) -> String {
         Some(RolloutState::Running) => "running",
         Some(RolloutState::Paused { .. }) => "paused",
     };
-    let canary = summary.traffic.canary.map_or("-".to_owned(), |canary| format!("{} {}", canary.version, canary.weight));
-    format!("{state}, stable {}, canary {canary}, revision {}", summary.traffic.stable, summary.traffic.revision)
+    let canary = summary
+        .traffic
+        .canary
+        .map_or("-".to_owned(), |canary| format!("{} {}", canary.version, canary.weight));
+    format!(
+        "{state}, stable {}, canary {canary}, revision {}",
+        summary.traffic.stable, summary.traffic.revision
+    )
 }
 
 fn any_command() -> impl Strategy<Value = Command> {
