@@ -154,7 +154,8 @@ mod tests {
         let (model, manifest) = (file(MODEL_FILE, b"graph"), file(MANIFEST_FILE, b""));
         let list = FileList::new(vec![manifest.clone(), model.clone()]).unwrap();
         assert_eq!(list, FileList::new(vec![model, manifest]).unwrap());
-        expect_test::expect!["16b32148bb8ab62837f032abfeee9bea9f878e801a1ebe8b60a6c3a0fc5a0895"].assert_eq(&list.digest().to_string());
+        expect_test::expect!["16b32148bb8ab62837f032abfeee9bea9f878e801a1ebe8b60a6c3a0fc5a0895"]
+            .assert_eq(&list.digest().to_string());
     }
 
     #[test]

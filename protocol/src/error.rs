@@ -3,13 +3,17 @@
 //! [`InferError`] is the data plane's, [`CommandError`] what the replicated state answers to a command that it refuses,
 //! [`ControlError`] the control plane's around it. Each says what was expected, what came and what to do.
 
+#![expect(
+    missing_docs,
+    reason = "rkyv's derive makes a public resolver of InferError, whose fields it does not document"
+)]
+
 use rkyv::{Archive, Deserialize as RkyvDeserialize, Serialize as RkyvSerialize};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterId, Epoch, Label, ModelName, ModelVersion, NodeName, Revision, Version};
 use crate::limits::REASON_BYTES_MAX;
 
-#[allow(missing_docs, reason = "the derive makes undocumented fields of the archived form")]
 /// Why a request for inference has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Archive, RkyvSerialize, RkyvDeserialize)]
 pub enum InferError {
@@ -296,7 +300,9 @@ pub enum CommandError {
         actual: Revision,
     },
     /// The version does not have the replicas that the change needs.
-    #[error("{version} has {ready} ready replicas, the change needs {needed}; `roost cluster status` shows why")]
+    #[error(
+        "{version} has {ready} ready replicas, the change needs {needed}; `roost cluster status` shows why"
+    )]
     NotReady {
         /// The version.
         version: ModelVersion,
@@ -338,7 +344,9 @@ pub enum CommandError {
         actual: u64,
     },
     /// Another node bears the name.
-    #[error("a node named {name} is a member already, under another identity; its data folder was emptied or copied")]
+    #[error(
+        "a node named {name} is a member already, under another identity; its data folder was emptied or copied"
+    )]
     NameTaken {
         /// The name.
         name: NodeName,
@@ -359,7 +367,9 @@ pub enum CommandError {
     #[error("the cluster is not initialised yet")]
     NotInitialised,
     /// The request is older than the oldest outcome that is kept, so nobody can tell whether it was executed.
-    #[error("the request was first sent at {sent}, outcomes are kept from {oldest}; look at the state and ask anew")]
+    #[error(
+        "the request was first sent at {sent}, outcomes are kept from {oldest}; look at the state and ask anew"
+    )]
     RequestTooOld {
         /// The epoch that the request's first attempt saw.
         sent: Epoch,

@@ -14,11 +14,15 @@ use bytes::Bytes;
 use rkyv::util::AlignedVec;
 
 use crate::limits::{
-    BODY_BYTES_MAX, CHUNK_BYTES_MAX, HEADER_BYTES_MAX, RAFT_BYTES_MAX, VIEW_BYTES_MAX,
+    BODY_BYTES_MAX, CHUNK_BYTES_MAX, CONTROL_REQUEST_BYTES_MAX, HEADER_BYTES_MAX, RAFT_BYTES_MAX,
+    VIEW_BYTES_MAX,
 };
 
 /// Where bodies and the tensors in them start: a multiple of the widest vector register and of a cache line.
 pub const ALIGNMENT: usize = 64;
+
+/// Bytes that start at a multiple of [`ALIGNMENT`].
+pub type AlignedBuffer = AlignedVec<ALIGNMENT>;
 
 /// The first two bytes of each frame.
 const MAGIC: [u8; 2] = *b"Ro";
@@ -85,7 +89,8 @@ impl Kind {
         match self {
             Self::Hello | Self::InferHeader | Self::InferTrailer => (HEADER_BYTES_MAX, 0),
             Self::InferRequest | Self::InferPart => (HEADER_BYTES_MAX, BODY_BYTES_MAX),
-            Self::ControlRequest | Self::ControlResponse | Self::WatchUpdate => (VIEW_BYTES_MAX, 0),
+            Self::ControlRequest => (CONTROL_REQUEST_BYTES_MAX, 0),
+            Self::ControlResponse | Self::WatchUpdate => (VIEW_BYTES_MAX, 0),
             Self::BundleRequest | Self::BundleResponse => (HEADER_BYTES_MAX * 2, 0),
             Self::BundleChunk | Self::RaftChunk => (HEADER_BYTES_MAX, CHUNK_BYTES_MAX),
             Self::RaftRequest | Self::RaftResponse => (RAFT_BYTES_MAX, 0),
@@ -215,7 +220,7 @@ impl Frame {
     ///
     /// # Errors
     /// [`FrameError::Truncated`] when the buffer does not have [`Prefix::rest_bytes`].
-    pub fn new(prefix: Prefix, buffer: AlignedVec<ALIGNMENT>) -> Result<Self, FrameError> {
+    pub fn new(prefix: Prefix, buffer: AlignedBuffer) -> Result<Self, FrameError> {
         if buffer.len() != prefix.rest_bytes() {
             return Err(FrameError::Truncated);
         }
@@ -305,7 +310,10 @@ mod tests {
                 Prefix::new(kind, u64::from(header_max) + 1, 0),
                 Err(FrameError::TooLarge { part: "header", .. })
             ));
-            assert!(matches!(Prefix::new(kind, 0, body_max + 1), Err(FrameError::TooLarge { part: "body", .. })));
+            assert!(matches!(
+                Prefix::new(kind, 0, body_max + 1),
+                Err(FrameError::TooLarge { part: "body", .. })
+            ));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Every bound that two parties share, with its unit in its name and its reason above it.
 //!
-//! A value that passes a bound is answered by a typed error ([`crate::WireError::LimitExceeded`] or the error of the
+//! A value that passes a bound is answered by a typed error ([`crate::InferError::LimitExceeded`] or the error of the
 //! parser that met it); nothing is ever allocated from a length before the length was compared with its bound.
 
 /// A model, node, label or tenant name: fits a DNS label, so that names can stand in certificates and host names.
@@ -29,6 +29,10 @@ pub const BODY_BYTES_MAX: u64 = 512 << 20;
 
 /// A full view: a thousand nodes and a thousand models at a few hundred bytes each stay under 1 MiB.
 pub const VIEW_BYTES_MAX: u32 = 16 << 20;
+
+/// A request to the control plane, which any client may send. A heartbeat is the largest: a report of [`MODELS_MAX`]
+/// versions, all failed with a reason, stays under 4 MiB.
+pub const CONTROL_REQUEST_BYTES_MAX: u32 = 4 << 20;
 
 /// One chunk of a bundle on the wire. Larger gains nothing over QUIC's window, smaller costs a frame each.
 pub const CHUNK_BYTES_MAX: u64 = 256 << 10;

@@ -265,7 +265,11 @@ impl Manifest {
         let max = u64::from(REQUEST_ROWS_MAX);
         let in_range = |key, value: u32| {
             let value = u64::from(value);
-            if (1..=max).contains(&value) { Ok(()) } else { Err(ManifestError::Range { key, value, min: 1, max }) }
+            if (1..=max).contains(&value) {
+                Ok(())
+            } else {
+                Err(ManifestError::Range { key, value, min: 1, max })
+            }
         };
         in_range("batch_rows_max", self.batch_rows_max)?;
         in_range("limits.rows_max", self.limits.rows_max)?;
@@ -304,7 +308,9 @@ mod tests {
 
     #[test]
     fn bad_manifests_are_refused() {
-        for text in ["replica = 2", "replicas = 0", "replicas = \"some\"", "batch_rows_max = 0", "engine = \"x\""] {
+        for text in
+            ["replica = 2", "replicas = 0", "replicas = \"some\"", "batch_rows_max = 0", "engine = \"x\""]
+        {
             Manifest::parse(text).unwrap_err();
         }
     }

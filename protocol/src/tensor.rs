@@ -281,7 +281,12 @@ impl<'a> TensorView<'a> {
                     .filter(|bytes| *bytes <= TENSOR_BYTES_MAX)
                     .ok_or(TensorError::TooLarge { shape, dtype })?;
                 if bytes.len() as u64 != expected {
-                    return Err(TensorError::ByteCount { shape, dtype, expected, actual: bytes.len() as u64 });
+                    return Err(TensorError::ByteCount {
+                        shape,
+                        dtype,
+                        expected,
+                        actual: bytes.len() as u64,
+                    });
                 }
                 if dtype == DType::Bool
                     && let Some(index) = bytes.iter().position(|b| *b > 1)
@@ -317,6 +322,10 @@ impl<'a> TensorView<'a> {
     pub fn elements<T: Element>(&self) -> Result<&'a [T], TensorError> {
         if T::DTYPE != self.dtype {
             return Err(TensorError::DType { expected: T::DTYPE, actual: self.dtype });
+        }
+        // The empty slice of a frame may lie anywhere; it has no elements that could be misaligned.
+        if self.bytes.is_empty() {
+            return Ok(&[]);
         }
         bytemuck::try_cast_slice(self.bytes).map_err(|_| TensorError::Misaligned { dtype: self.dtype })
     }
@@ -368,7 +377,11 @@ fn check_strings(shape: Shape, elements: u64, bytes: &[u8]) -> Result<(), Tensor
         }
         text = rest;
     }
-    if text.is_empty() { Ok(()) } else { Err(TensorError::Strings { shape, what: "as short as their lengths say" }) }
+    if text.is_empty() {
+        Ok(())
+    } else {
+        Err(TensorError::Strings { shape, what: "as short as their lengths say" })
+    }
 }
 
 /// A tensor that owns (a reference to) its bytes. Cloning shares them.
@@ -496,7 +509,12 @@ mod tests {
             &[2, 0, 0, 0, b'a'],
             "the bytes of a string tensor of shape [1] are not as long as their lengths say",
         );
-        check(DType::String, &[1], &[1, 0, 0, 0, 0xff], "the bytes of a string tensor of shape [1] are not UTF-8");
+        check(
+            DType::String,
+            &[1],
+            &[1, 0, 0, 0, 0xff],
+            "the bytes of a string tensor of shape [1] are not UTF-8",
+        );
         assert_eq!(Shape::new(&[1; 9]), Err(TensorError::Rank { rank: 9 }));
         TensorView::new(DType::F32, shape(&[]), &[0; 4]).unwrap();
         TensorView::new(DType::F32, shape(&[0, u64::MAX]), &[]).unwrap();

@@ -9,9 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{
-    ClusterId, Digest, Epoch, Incarnation, Label, ModelName, NodeId, NodeName, Term, Version,
-};
+use crate::ids::{ClusterId, Digest, Epoch, Incarnation, Label, ModelName, NodeId, NodeName, Term, Version};
 use crate::manifest::{EngineChoice, Manifest};
 use crate::ring::{Ring, Speed};
 use crate::traffic::Traffic;

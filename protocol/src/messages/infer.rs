@@ -189,7 +189,9 @@ pub fn lay_out(tensors: &[Named<Tensor>]) -> Result<(Vec<TensorHeader>, Vec<Byte
 /// [`FrameError`] when the header or the body is above the kind's limit.
 pub fn encode_archive<T>(kind: Kind, message: &T, body_bytes: u64) -> Result<AlignedVec, FrameError>
 where
-    T: for<'a> Serialize<rkyv::api::high::HighSerializer<AlignedVec, rkyv::ser::allocator::ArenaHandle<'a>, ArchiveError>>,
+    T: for<'a> Serialize<
+        rkyv::api::high::HighSerializer<AlignedVec, rkyv::ser::allocator::ArenaHandle<'a>, ArchiveError>,
+    >,
 {
     let header = rkyv::to_bytes::<ArchiveError>(message)
         .map_err(|error| FrameError::Header { kind, reason: reason(error) })?;
@@ -288,7 +290,8 @@ pub fn read_part(frame: &Frame) -> Result<Vec<Named<Tensor>>, InferError> {
     let (body, shared) = (frame.body(), frame.body_bytes());
     let read = |header: &ArchivedTensorHeader| {
         let (name, view) = tensor_in(header, body)?;
-        let tensor = Tensor::new(view.dtype(), view.shape(), shared.slice_ref(view.bytes())).map_err(malformed)?;
+        let tensor =
+            Tensor::new(view.dtype(), view.shape(), shared.slice_ref(view.bytes())).map_err(malformed)?;
         Ok(Named { name: name.to_owned(), tensor })
     };
     header.tensors.iter().map(read).collect()

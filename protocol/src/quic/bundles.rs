@@ -168,11 +168,10 @@ impl BundleStore {
     /// # Errors
     /// [`BundleStoreError::Missing`] or [`BundleStoreError::DigestMismatch`].
     pub async fn read(&self, file: &BundleFile) -> Result<Bytes, BundleStoreError> {
-        let path = blob_path(&file.digest);
-        let bytes = self.get(&path, &file.digest, GetOptions::default()).await?;
+        let bytes = self.read_unchecked(file).await?;
         let actual = Digest::of(&bytes);
         if actual != file.digest {
-            self.store.delete(&path).await?;
+            self.discard(file).await?;
             return Err(BundleStoreError::DigestMismatch {
                 file: file.name.clone(),
                 expected: file.digest,
@@ -180,6 +179,25 @@ impl BundleStore {
             });
         }
         Ok(bytes)
+    }
+
+    /// A file's bytes as they lie there, for a caller that checks their digest elsewhere than on this task.
+    ///
+    /// # Errors
+    /// [`BundleStoreError::Missing`] when the file is not held.
+    pub async fn read_unchecked(&self, file: &BundleFile) -> Result<Bytes, BundleStoreError> {
+        self.get(&blob_path(&file.digest), &file.digest, GetOptions::default()).await
+    }
+
+    /// Removes a file whose bytes were found to be damaged, so that it is fetched again.
+    ///
+    /// # Errors
+    /// [`BundleStoreError::Store`] when the store fails.
+    pub async fn discard(&self, file: &BundleFile) -> Result<(), BundleStoreError> {
+        match self.store.delete(&blob_path(&file.digest)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Removes a bundle: its list, then the files that `keeps` does not want kept for others.
@@ -213,7 +231,8 @@ impl BundleStore {
     pub async fn held(&self) -> Result<Vec<Digest>, BundleStoreError> {
         let listed = self.store.list_with_delimiter(Some(&Path::from("bundles"))).await?;
         let digest = |path: &Path| path.filename().and_then(|name| name.parse().ok());
-        let mut digests: Vec<Digest> = listed.objects.iter().filter_map(|meta| digest(&meta.location)).collect();
+        let mut digests: Vec<Digest> =
+            listed.objects.iter().filter_map(|meta| digest(&meta.location)).collect();
         digests.sort_unstable();
         Ok(digests)
     }
@@ -226,7 +245,12 @@ impl BundleStore {
         }
     }
 
-    async fn get(&self, path: &Path, digest: &Digest, options: GetOptions) -> Result<Bytes, BundleStoreError> {
+    async fn get(
+        &self,
+        path: &Path,
+        digest: &Digest,
+        options: GetOptions,
+    ) -> Result<Bytes, BundleStoreError> {
         match self.store.get_opts(path, options).await {
             Ok(result) => Ok(result.bytes().await?),
             Err(object_store::Error::NotFound { .. }) => Err(BundleStoreError::Missing(*digest)),
@@ -355,6 +379,14 @@ pub enum TransferError {
         /// What each said.
         reasons: Vec<String>,
     },
+    /// Holders gave bytes that are not the bundle's, and none gave the right ones.
+    #[error("all that holders gave of bundle {digest} is damaged: {}", reasons.join("; "))]
+    Damaged {
+        /// The bundle.
+        digest: Digest,
+        /// What each gave or said.
+        reasons: Vec<String>,
+    },
 }
 
 /// Answers one request of a bundle connection. `takes` says whether a file of that digest may be put here.
@@ -432,11 +464,7 @@ async fn serve_get(
     Ok(())
 }
 
-async fn receive(
-    store: &BundleStore,
-    recv: &mut RecvStream,
-    file: &BundleFile,
-) -> Result<(), TransferError> {
+async fn receive(store: &BundleStore, recv: &mut RecvStream, file: &BundleFile) -> Result<(), TransferError> {
     let mut writer = store.write(file);
     while writer.written() < file.bytes {
         let chunk = match expect_frame(recv, Kind::BundleChunk).await {
@@ -498,7 +526,13 @@ where
             }
             offset += chunk.len() as u64;
             progress(chunk.len() as u64);
-            write_body(&mut send, Kind::BundleChunk, chunk).await?;
+            if let Err(broken) = write_body(&mut send, Kind::BundleChunk, chunk).await {
+                // A side that refuses the file stops taking its bytes; the answer says why.
+                return match read_message(&mut recv, Kind::BundleResponse).await {
+                    Ok(BundleResponse::Failed(refusal)) => Err(refusal.into()),
+                    Ok(_) | Err(_) => Err(broken.into()),
+                };
+            }
         }
         finish(&mut send);
         match read_message(&mut recv, Kind::BundleResponse).await? {
@@ -517,8 +551,8 @@ where
 /// `progress` hears how many bytes of the bundle are here, and of how many.
 ///
 /// # Errors
-/// [`TransferError::NoHolder`] when none could give it, with what each said; [`TransferError::Store`] when this side's
-/// store fails.
+/// [`TransferError::NoHolder`] when none could give it, with what each said; [`TransferError::Damaged`] when what they gave
+/// does not have the digest; [`TransferError::Store`] when this side's store fails.
 pub async fn fetch(
     store: &BundleStore,
     links: &Links,
@@ -568,25 +602,45 @@ async fn fetch_file(
     mut progress: impl FnMut(u64),
 ) -> Result<(), TransferError> {
     let mut reasons = Vec::new();
+    let mut damaged = false;
     let mut writer = store.write(file);
     for holder in holders {
-        match fetch_from(&mut writer, links, holder, file, &mut progress).await {
-            Ok(()) => match writer.finish().await {
+        // What an earlier holder gave before it broke off may be what is damaged: this one is asked for all of it then.
+        let mut resumed = writer.written() > 0;
+        loop {
+            let written = match fetch_from(&mut writer, links, holder, file, &mut progress).await {
+                Ok(()) => writer.finish().await,
+                Err(TransferError::Store(error)) => {
+                    writer.abort().await;
+                    Err(error)
+                }
+                Err(error) => {
+                    reasons.push(format!("{holder}: {error}"));
+                    break;
+                }
+            };
+            match written {
                 Ok(()) => return Ok(()),
-                // This holder's bytes are damaged: start over at the next.
                 Err(error @ (BundleStoreError::DigestMismatch { .. } | BundleStoreError::Size { .. })) => {
                     tracing::warn!(holder, %error, "a holder gave damaged bytes");
                     reasons.push(format!("{holder}: {error}"));
+                    damaged = true;
                     writer = store.write(file);
+                    if !std::mem::take(&mut resumed) {
+                        break;
+                    }
                 }
                 Err(error) => return Err(error.into()),
-            },
-            Err(TransferError::Store(error)) => return Err(error.into()),
-            Err(error) => reasons.push(format!("{holder}: {error}")),
+            }
         }
     }
     writer.abort().await;
-    Err(TransferError::NoHolder { digest: *digest, reasons })
+    let digest = *digest;
+    Err(if damaged {
+        TransferError::Damaged { digest, reasons }
+    } else {
+        TransferError::NoHolder { digest, reasons }
+    })
 }
 
 async fn fetch_from(

@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
-use quinn::congestion::CubicConfig;
 
 use super::network::Network;
 use super::stream::{StreamError, read_message, write_message};
@@ -186,8 +187,8 @@ fn server_config(
 }
 
 fn client_config(service: Service, credentials: &Credentials) -> Result<quinn::ClientConfig, EndpointError> {
-    let tls = QuicClientConfig::try_from(credentials.client(service.alpn())?)
-        .map_err(|_| EndpointError::Cipher)?;
+    let tls =
+        QuicClientConfig::try_from(credentials.client(service.alpn())?).map_err(|_| EndpointError::Cipher)?;
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
     config.transport_config(transport());
     Ok(config)
@@ -321,7 +322,8 @@ impl Accepted {
             let (mut send, mut recv) = connection.accept_bi().await.map_err(|e| failed(e.to_string()))?;
             let hello: Hello = read_message(&mut recv, Kind::Hello).await?;
             let ours = ours();
-            let verdict = check_service(service, &peer).and_then(|()| check_cluster(ours.cluster, hello.cluster));
+            let verdict =
+                check_service(service, &peer).and_then(|()| check_cluster(ours.cluster, hello.cluster));
             let answer = verdict.clone().map(|()| ours);
             write_message(&mut send, Kind::Hello, &answer).await?;
             super::stream::finish(&mut send);
@@ -411,10 +413,16 @@ impl Dialler {
 pub struct Links {
     dialler: Dialler,
     service: Service,
-    links: Arc<Mutex<BTreeMap<Arc<str>, Slot>>>,
+    links: Arc<Mutex<BTreeMap<Arc<str>, Arc<Slot>>>>,
 }
 
-type Slot = Arc<tokio::sync::Mutex<Option<Link>>>;
+/// The link to one address.
+#[derive(Default)]
+struct Slot {
+    /// Dials that were made; says whether one ended while a caller waited for its turn.
+    dials: AtomicU64,
+    last: tokio::sync::Mutex<Option<Result<Link, ControlError>>>,
+}
 
 impl Links {
     /// No links yet.
@@ -427,7 +435,9 @@ impl Links {
         &self.dialler
     }
 
-    /// The link to a node, dialled if there is none that works. Callers that come together share one dial.
+    /// The link to a node, dialled if there is none that works. Callers that come together share one dial and its outcome.
+    /// The dial goes on when the caller gives up: a caller in a hurry, such as a vote, must not keep a slow link from
+    /// ever being made.
     ///
     /// # Errors
     /// [`GreetError`] when it cannot be made.
@@ -439,13 +449,31 @@ impl Links {
                 None => links.entry(address.into()).or_default().clone(),
             }
         };
-        let mut slot = slot.lock().await;
-        if let Some(link) = slot.as_ref().filter(|link| link.is_open()) {
+        if let Ok(last) = slot.last.try_lock()
+            && let Some(Ok(link)) = last.as_ref().filter(|last| last.as_ref().is_ok_and(Link::is_open))
+        {
             return Ok(link.clone());
         }
-        let link = self.dialler.dial(address, self.service).await?;
-        *slot = Some(link.clone());
-        Ok(link)
+        let seen = slot.dials.load(Ordering::Acquire);
+        let (dialler, service, to) = (self.dialler.clone(), self.service, address.to_owned());
+        let dial = tokio::spawn(async move {
+            let mut last = slot.last.lock().await;
+            match last.as_ref() {
+                Some(Ok(link)) if link.is_open() => return Ok(link.clone()),
+                Some(Err(error)) if slot.dials.load(Ordering::Acquire) > seen => return Err(error.clone()),
+                Some(_) | None => {}
+            }
+            let dialled = dialler.dial(&to, service).await.map_err(|error| error.into_control(&to));
+            *last = Some(dialled.clone());
+            slot.dials.fetch_add(1, Ordering::AcqRel);
+            dialled
+        });
+        match dial.await {
+            Ok(dialled) => Ok(dialled?),
+            Err(error) => {
+                Err(GreetError::Handshake { address: address.to_owned(), reason: error.to_string() })
+            }
+        }
     }
 
     /// Forgets the nodes at other addresses than these, closing links to them.
@@ -453,8 +481,8 @@ impl Links {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         links.retain(|address, slot| {
             let keep = wanted(address);
-            if !keep && let Ok(link) = slot.try_lock() {
-                link.iter().for_each(Link::close);
+            if !keep && let Ok(last) = slot.last.try_lock() {
+                last.iter().flatten().for_each(Link::close);
             }
             keep
         });

@@ -10,6 +10,11 @@ use rkyv::util::AlignedVec;
 use crate::error::{ControlError, InferError, reason};
 use crate::frame::{Frame, FrameError, Kind, Prefix, encode_message};
 
+/// The memory that a frame takes ahead of its bytes: most frames whole, but not what a prefix alone claims.
+const FIRST_BYTES_MAX: usize = 1 << 20;
+/// How much larger a buffer becomes when it is full: what moves on the way adds a third of the frame, no more.
+const GROWTH: usize = 4;
+
 /// Why a frame could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
@@ -63,17 +68,40 @@ impl StreamError {
 /// # Errors
 /// [`StreamError`] when what comes is no frame, or the connection breaks.
 pub async fn read_frame(stream: &mut RecvStream) -> Result<Option<Frame>, StreamError> {
+    match read_prefix(stream).await? {
+        Some(prefix) => Ok(Some(read_rest(stream, prefix).await?)),
+        None => Ok(None),
+    }
+}
+
+/// Reads the fixed part of the next frame, so that its size can be judged before memory is taken for it; `None` when the
+/// stream ends ahead of it.
+///
+/// # Errors
+/// As [`read_frame`].
+pub async fn read_prefix(stream: &mut RecvStream) -> Result<Option<Prefix>, StreamError> {
     let mut prefix = [0; Prefix::BYTES];
     match stream.read_exact(&mut prefix).await {
-        Ok(()) => {}
-        Err(ReadExactError::FinishedEarly(0)) => return Ok(None),
-        Err(error) => return Err(read_error(error)),
+        Ok(()) => Ok(Some(Prefix::decode(prefix)?)),
+        Err(ReadExactError::FinishedEarly(0)) => Ok(None),
+        Err(error) => Err(read_error(error)),
     }
-    let prefix = Prefix::decode(prefix)?;
+}
+
+/// Reads what follows a prefix.
+///
+/// # Errors
+/// As [`read_frame`].
+pub async fn read_rest(stream: &mut RecvStream, prefix: Prefix) -> Result<Frame, StreamError> {
     let mut buffer = AlignedVec::new();
-    buffer.resize(prefix.rest_bytes(), 0);
-    stream.read_exact(&mut buffer).await.map_err(read_error)?;
-    Ok(Some(Frame::new(prefix, buffer)?))
+    while buffer.len() < prefix.rest_bytes() {
+        let read = buffer.len();
+        let bytes = (read * GROWTH).max(FIRST_BYTES_MAX).min(prefix.rest_bytes());
+        buffer.reserve_exact(bytes - read);
+        buffer.resize(bytes, 0);
+        stream.read_exact(&mut buffer[read..]).await.map_err(read_error)?;
+    }
+    Ok(Frame::new(prefix, buffer)?)
 }
 
 /// Reads a frame that must come, and be of a kind.

@@ -305,7 +305,9 @@ mod tests {
         for uri in ["roost://demo/coordinator+worker/a", "roost://demo/operator/anna"] {
             assert_eq!(PeerIdentity::from_uri(uri).unwrap().to_uri(), uri);
         }
-        for uri in ["", "https://demo/worker/a", "roost://demo/worker", "roost://demo/king/a", "roost://demo//a"] {
+        for uri in
+            ["", "https://demo/worker/a", "roost://demo/worker", "roost://demo/king/a", "roost://demo//a"]
+        {
             PeerIdentity::from_uri(uri).unwrap_err();
         }
     }

@@ -34,7 +34,8 @@ pub async fn serve(
         let published = source.borrow_and_update().clone();
         if let Some(view) = published.view {
             // Nothing older than what the watcher has: it may have heard a node that is ahead of this one.
-            let later = sent_view.as_ref().map_or(from, |sent| Some(sent.epoch)).is_none_or(|e| view.epoch > e);
+            let later =
+                sent_view.as_ref().map_or(from, |sent| Some(sent.epoch)).is_none_or(|e| view.epoch > e);
             let first_and_equal = sent_view.is_none() && from == Some(view.epoch);
             if later || first_and_equal {
                 let view = only(view, models);
