@@ -1,0 +1,279 @@
+//! The control plane, as operators and nodes use it: changes, reads, heartbeats, pushes.
+//!
+//! A change keeps its [`RequestId`] over all attempts, so it is made once, however often it had to be sent.
+//! Whom to ask next is decided by [`search`].
+
+mod push;
+mod search;
+mod typed;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use roost_protocol::frame::Kind;
+use roost_protocol::messages::control::{
+    Answer, Change, ControlRequest, ControlResponse, Done, Heartbeat, Query,
+};
+use roost_protocol::quic::{Dialler, Links, Service};
+use roost_protocol::view::Published;
+use roost_protocol::{ControlError, Epoch, RequestId, Term};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::follow::Follower;
+pub use push::{PushError, PushProgress, Pushed};
+use search::{Search, Step};
+
+/// How long a change or a read is tried: an election and the wait for it, three times over.
+const DEADLINE_MS: u64 = 10_000;
+/// How long a heartbeat may take: less than the interval between two, so that they do not pile up.
+const HEARTBEAT_MS_MAX: u64 = 900;
+
+/// The control plane of a cluster. Cloning shares it.
+#[derive(Clone)]
+pub struct Control {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    links: Links,
+    bundles: Links,
+    published: watch::Receiver<Published>,
+    /// Told of what changes led to.
+    follower: Option<Arc<Follower>>,
+    seeds: Vec<String>,
+    rng: Mutex<ChaCha12Rng>,
+    leader: Mutex<Option<String>>,
+}
+
+/// The identity of a change, kept over all its attempts.
+#[derive(Debug, Clone, Copy)]
+struct Ticket {
+    request: RequestId,
+    sent: Epoch,
+}
+
+impl Control {
+    /// The control plane that is reached over `dialler`: at the coordinators of the view that `published`
+    /// holds, or at `seeds` while there is none. `seed` feeds request ids and the jitter of waits.
+    pub fn new(
+        dialler: Dialler,
+        published: watch::Receiver<Published>,
+        seeds: Vec<String>,
+        seed: [u8; 32],
+    ) -> Self {
+        Self::of(dialler, published, None, seeds, seed)
+    }
+
+    /// As [`Control::new`], by the view of `follower`, which hears of the epochs that changes lead to: a
+    /// request after a change then waits for the view that has it.
+    pub fn following(dialler: Dialler, follower: Arc<Follower>, seeds: Vec<String>, seed: [u8; 32]) -> Self {
+        Self::of(dialler, follower.published(), Some(follower), seeds, seed)
+    }
+
+    fn of(
+        dialler: Dialler,
+        published: watch::Receiver<Published>,
+        follower: Option<Arc<Follower>>,
+        seeds: Vec<String>,
+        seed: [u8; 32],
+    ) -> Self {
+        let shared = Shared {
+            links: Links::new(dialler.clone(), Service::Control),
+            bundles: Links::new(dialler, Service::Bundle),
+            published,
+            follower,
+            seeds,
+            rng: Mutex::new(ChaCha12Rng::from_seed(seed)),
+            leader: Mutex::new(None),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Makes a change, trying for ten seconds.
+    ///
+    /// # Errors
+    /// As [`Control::change_within`].
+    pub async fn change(&self, change: Change) -> Result<Done, ControlError> {
+        self.change_within(change, Duration::from_millis(DEADLINE_MS)).await
+    }
+
+    /// Makes a change, trying for as long as `limit`.
+    ///
+    /// # Errors
+    /// [`ControlError::Refused`] when the replicated state refuses it. A retryable error means that nobody
+    /// did it in time, or nobody could tell: look at the state before asking anew.
+    pub async fn change_within(&self, change: Change, limit: Duration) -> Result<Done, ControlError> {
+        let search = Search::new(Instant::now() + limit, self.leader());
+        self.change_by(search, self.ticket(), change).await.map(|(done, _)| done)
+    }
+
+    /// A new change's identity.
+    fn ticket(&self) -> Ticket {
+        let known = self.shared.published.borrow().view.as_ref().map(|view| view.epoch);
+        let request = self.draw(|rng| u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64()));
+        Ticket { request: RequestId(request), sent: known.unwrap_or_default() }
+    }
+
+    /// Makes a change and tells which coordinator did it.
+    async fn change_by(
+        &self,
+        search: Search,
+        Ticket { request, sent }: Ticket,
+        change: Change,
+    ) -> Result<(Done, String), ControlError> {
+        let (response, address) = self.ask(search, &ControlRequest::Change { request, sent, change }).await?;
+        match response {
+            ControlResponse::Done(done) => {
+                if let Some(follower) = &self.shared.follower {
+                    follower.heard_of(done.epoch, &address);
+                }
+                Ok((done, address))
+            }
+            other => Err(unexpected("a change", &other)),
+        }
+    }
+
+    /// Reads, linearizably, trying for ten seconds.
+    ///
+    /// # Errors
+    /// As [`Control::change_within`].
+    pub async fn query(&self, query: Query) -> Result<Answer, ControlError> {
+        let search = Search::new(Instant::now() + Duration::from_millis(DEADLINE_MS), self.leader());
+        match self.ask(search, &ControlRequest::Query(query)).await?.0 {
+            ControlResponse::Answer(answer) => Ok(*answer),
+            other => Err(unexpected("a query", &other)),
+        }
+    }
+
+    /// Reports to the leader: one short attempt, and a second one at the leader that the first named. A
+    /// report that does not arrive is followed by the next soon.
+    ///
+    /// # Errors
+    /// [`ControlError`] when no leader heard it.
+    pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Term, ControlError> {
+        let request = ControlRequest::Heartbeat(heartbeat);
+        let deadline = Instant::now() + Duration::from_millis(HEARTBEAT_MS_MAX);
+        let mut search = Search::new(deadline, self.leader());
+        let mut attempts_left = 2;
+        let term = loop {
+            let step = self.draw(|rng| search.next(Instant::now(), &self.coordinators(), rng));
+            let error = match step {
+                Step::Try { address, within } => match self.attempt(&address, within, &request).await {
+                    Ok(ControlResponse::Heard(term)) => {
+                        self.set_leader(Some(address));
+                        return Ok(term);
+                    }
+                    Ok(other) => unexpected("a heartbeat", &other),
+                    Err(error) => {
+                        search.failed(&address, error.clone());
+                        error
+                    }
+                },
+                Step::Wait(_) => ControlError::NoQuorum { reason: "no coordinator is known".to_owned() },
+                Step::GiveUp(error) => error,
+            };
+            attempts_left -= 1;
+            let follow = matches!(error, ControlError::NotLeader { leader: Some(_) });
+            if attempts_left == 0 || !follow {
+                break error;
+            }
+        };
+        // Without a hint the next report goes to another coordinator than this one.
+        let next = search.leader().cloned().or_else(|| self.another_than(self.leader()));
+        self.set_leader(next);
+        Err(term)
+    }
+
+    /// Sends `request` around until somebody does it; with the answer comes the address that gave it.
+    async fn ask(
+        &self,
+        mut search: Search,
+        request: &ControlRequest,
+    ) -> Result<(ControlResponse, String), ControlError> {
+        loop {
+            let step = self.draw(|rng| search.next(Instant::now(), &self.coordinators(), rng));
+            match step {
+                Step::Try { address, within } => match self.attempt(&address, within, request).await {
+                    Ok(response) => {
+                        self.set_leader(Some(address.clone()));
+                        return Ok((response, address));
+                    }
+                    Err(error) => {
+                        tracing::debug!(address, %error, "a coordinator did not do what was asked");
+                        search.failed(&address, error);
+                    }
+                },
+                Step::Wait(wait) => tokio::time::sleep(wait).await,
+                Step::GiveUp(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        address: &str,
+        within: Duration,
+        request: &ControlRequest,
+    ) -> Result<ControlResponse, ControlError> {
+        let ask = async {
+            let link = self.shared.links.to(address).await.map_err(|error| error.into_control(address))?;
+            let answer = link.ask((Kind::ControlRequest, request), Kind::ControlResponse).await;
+            match answer.map_err(|error| error.into_control(address))? {
+                ControlResponse::Failed(error) => Err(error),
+                answer @ (ControlResponse::Done(_)
+                | ControlResponse::Answer(_)
+                | ControlResponse::Heard(_)) => Ok(answer),
+            }
+        };
+        match tokio::time::timeout(within, ask).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ControlError::Unreachable {
+                node: address.to_owned(),
+                reason: format!("no answer within {} ms", within.as_millis()),
+            }),
+        }
+    }
+
+    /// The coordinators of the view; the seeds while there is none.
+    fn coordinators(&self) -> Vec<String> {
+        let published = self.shared.published.borrow();
+        let of_view =
+            published.view.as_ref().map(|view| view.coordinators.values().map(|c| c.address.clone()));
+        let of_view: Vec<String> = of_view.into_iter().flatten().collect();
+        let seeds = self.shared.seeds.iter().filter(|seed| !of_view.contains(seed)).cloned();
+        // Seeds may be workers; they are asked last, but they are asked: the view may be old.
+        let seeds: Vec<String> = seeds.collect();
+        of_view.into_iter().chain(seeds).collect()
+    }
+
+    fn another_than(&self, address: Option<String>) -> Option<String> {
+        let coordinators = self.coordinators();
+        let last = address.and_then(|address| coordinators.iter().position(|a| *a == address));
+        coordinators.get(last.map_or(0, |last| (last + 1) % coordinators.len())).cloned()
+    }
+
+    fn leader(&self) -> Option<String> {
+        self.shared.leader.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_leader(&self, leader: Option<String>) {
+        *self.shared.leader.lock().unwrap_or_else(PoisonError::into_inner) = leader;
+    }
+
+    fn draw<T>(&self, draw: impl FnOnce(&mut ChaCha12Rng) -> T) -> T {
+        draw(&mut self.shared.rng.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn unexpected(what: &str, response: &ControlResponse) -> ControlError {
+    let came = match response {
+        ControlResponse::Done(_) => "a change's outcome",
+        ControlResponse::Answer(_) => "an answer to another query",
+        ControlResponse::Heard(_) => "a heartbeat's answer",
+        ControlResponse::Failed(_) => "a refusal",
+    };
+    ControlError::Malformed { what: format!("{what} was answered by {came}") }
+}

@@ -1,0 +1,223 @@
+//! Which coordinator a request to the control plane goes to next, and when to give up. Pure: time, randomness
+//! and what was answered are given.
+//!
+//! A hint at the leader is followed at once, but no coordinator is asked twice in a round, so that two nodes
+//! which each take the other for the leader cannot keep a request between them. Between rounds there is a
+//! wait with jitter.
+
+use std::time::Duration;
+
+use rand_chacha::rand_core::Rng;
+use roost_protocol::ControlError;
+use tokio::time::Instant;
+
+use crate::backoff;
+
+/// What one coordinator may take while others are left to ask. A commit takes milliseconds; an election,
+/// which a coordinator may wait for before it answers, one to two seconds.
+const ATTEMPT_MS_MAX: u64 = 3_000;
+
+/// The search for a coordinator that does what is asked.
+#[derive(Debug)]
+pub(super) struct Search {
+    deadline: Instant,
+    attempt: Duration,
+    leader: Option<String>,
+    /// Coordinators that a node named which is none itself.
+    named: Vec<String>,
+    tried: Vec<String>,
+    round: u32,
+    last: Option<ControlError>,
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq)]
+pub(super) enum Step {
+    /// Ask there.
+    Try {
+        address: String,
+        /// How long an answer may take.
+        within: Duration,
+    },
+    /// All were asked; a new round starts after this wait.
+    Wait(Duration),
+    /// Nothing helps any more.
+    GiveUp(ControlError),
+}
+
+impl Search {
+    /// A search that ends at `deadline`, beginning at the coordinator that led last.
+    pub(super) fn new(deadline: Instant, leader: Option<String>) -> Self {
+        let attempt = Duration::from_millis(ATTEMPT_MS_MAX);
+        Self { deadline, attempt, leader, named: Vec::new(), tried: Vec::new(), round: 0, last: None }
+    }
+
+    /// Lets one coordinator take longer than usual, for a change that is slow by nature.
+    pub(super) fn with_attempts_of(mut self, attempt: Duration) -> Self {
+        self.attempt = attempt;
+        self
+    }
+
+    /// The next step. `known` are the coordinators that the view or the config names.
+    pub(super) fn next(&mut self, now: Instant, known: &[String], rng: &mut impl Rng) -> Step {
+        match &self.last {
+            Some(error) if !error.retryable() => return Step::GiveUp(error.clone()),
+            Some(_) | None => {}
+        }
+        let left = self.deadline.saturating_duration_since(now);
+        if left.is_zero() {
+            return Step::GiveUp(self.last.take().unwrap_or_else(|| ControlError::NoQuorum {
+                reason: "no coordinator is known yet".to_owned(),
+            }));
+        }
+        let candidates = self.leader.iter().chain(known).chain(&self.named);
+        match candidates.into_iter().find(|address| !self.tried.contains(*address)).cloned() {
+            Some(address) => {
+                self.tried.push(address.clone());
+                Step::Try { address, within: self.attempt.min(left) }
+            }
+            None => {
+                let wait = backoff::wait(self.round, rng).min(left);
+                self.tried.clear();
+                self.round += 1;
+                Step::Wait(wait)
+            }
+        }
+    }
+
+    /// What the coordinator at `address` answered, when it did not do what was asked.
+    pub(super) fn failed(&mut self, address: &str, error: ControlError) {
+        match &error {
+            ControlError::NotLeader { leader: Some(leader) } if leader != address => {
+                self.leader = Some(leader.clone());
+            }
+            ControlError::NotCoordinator { coordinators } => {
+                let new = coordinators.iter().filter(|a| !self.named.contains(a)).cloned();
+                self.named = new.collect::<Vec<_>>().into_iter().chain(self.named.drain(..)).collect();
+                self.named.truncate(NAMED_MAX);
+                self.forget(address);
+            }
+            ControlError::NotLeader { .. }
+            | ControlError::NoQuorum { .. }
+            | ControlError::Unreachable { .. }
+            | ControlError::NoBundle { .. } => self.forget(address),
+            ControlError::Refused(_)
+            | ControlError::Forbidden { .. }
+            | ControlError::WrongCluster { .. }
+            | ControlError::WrongNode { .. }
+            | ControlError::DigestMismatch { .. }
+            | ControlError::Malformed { .. }
+            | ControlError::Storage { .. } => {}
+        }
+        self.last = Some(error);
+    }
+
+    /// Who leads, as far as was heard.
+    pub(super) fn leader(&self) -> Option<&String> {
+        self.leader.as_ref()
+    }
+
+    fn forget(&mut self, address: &str) {
+        if self.leader.as_deref() == Some(address) {
+            self.leader = None;
+        }
+    }
+}
+
+/// Coordinators that are remembered from refusals: more than any group has, and a bound on what a refusal can
+/// make grow.
+const NAMED_MAX: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::ChaCha12Rng;
+    use rand_chacha::rand_core::SeedableRng;
+    use roost_protocol::CommandError;
+
+    use super::*;
+
+    /// What a coordinator does in these tables.
+    #[derive(Clone, Copy)]
+    enum Says {
+        Leader(&'static str),
+        Nobody,
+        Gone,
+        Not(&'static [&'static str]),
+        No,
+    }
+
+    fn error(says: Says) -> ControlError {
+        match says {
+            Says::Leader(address) => ControlError::NotLeader { leader: Some(address.to_owned()) },
+            Says::Nobody => ControlError::NoQuorum { reason: "x".to_owned() },
+            Says::Gone => ControlError::Unreachable { node: "x".to_owned(), reason: "x".to_owned() },
+            Says::Not(who) => {
+                ControlError::NotCoordinator { coordinators: who.iter().map(|a| (*a).to_owned()).collect() }
+            }
+            Says::No => CommandError::NotInitialised.into(),
+        }
+    }
+
+    /// Runs a search over coordinators that always say the same, and writes down its steps: addresses, `-`
+    /// for a wait.
+    fn check(leader: Option<&str>, known: &[(&str, Says)], steps: usize, expected: &str) {
+        let mut rng = ChaCha12Rng::from_seed([1; 32]);
+        let now = Instant::now();
+        let mut search = Search::new(now + Duration::from_secs(10), leader.map(str::to_owned));
+        let addresses: Vec<String> = known.iter().map(|(address, _)| (*address).to_owned()).collect();
+        let listed: Vec<String> = addresses.iter().filter(|a| !a.starts_with('h')).cloned().collect();
+        let mut seen = Vec::new();
+        for _ in 0..steps {
+            match search.next(now, &listed, &mut rng) {
+                Step::Try { address, .. } => {
+                    let says =
+                        known.iter().find(|(a, _)| *a == address).map_or(Says::Gone, |(_, says)| *says);
+                    search.failed(&address, error(says));
+                    seen.push(address);
+                }
+                Step::Wait(_) => seen.push("-".to_owned()),
+                Step::GiveUp(_) => {
+                    seen.push("!".to_owned());
+                    break;
+                }
+            }
+        }
+        assert_eq!(seen.join(" "), expected);
+    }
+
+    #[test]
+    fn the_way_over_the_coordinators() {
+        use Says::{Gone, Leader, No, Nobody, Not};
+        // Round after round while nobody can tell.
+        check(None, &[("a", Nobody), ("b", Gone)], 6, "a b - a b -");
+        // A hint is followed at once, and kept for the next round.
+        check(None, &[("a", Leader("c")), ("b", Nobody), ("c", Nobody)], 5, "a c b - a");
+        check(None, &[("a", Leader("h")), ("b", Leader("h"))], 5, "a h b - h");
+        // Two that take each other for the leader.
+        check(None, &[("a", Leader("b")), ("b", Leader("a"))], 6, "a b - a b -");
+        // The one that led last goes first; a dead leader is forgotten.
+        check(Some("b"), &[("a", Gone), ("b", Gone)], 5, "b a - a b");
+        // A worker names the coordinators.
+        check(None, &[("w", Not(&["h1", "h2"])), ("h1", Gone), ("h2", Nobody)], 5, "w h1 h2 - w");
+        // What is refused is refused.
+        check(None, &[("a", No), ("b", Gone)], 5, "a !");
+        check(None, &[], 2, "- -");
+    }
+
+    #[test]
+    fn the_deadline_ends_it_with_the_last_error() {
+        let mut rng = ChaCha12Rng::from_seed([1; 32]);
+        let now = Instant::now();
+        let mut search = Search::new(now + Duration::from_secs(1), None);
+        let known = ["a".to_owned()];
+        let step = search.next(now, &known, &mut rng);
+        assert_eq!(step, Step::Try { address: "a".to_owned(), within: Duration::from_secs(1) });
+        search.failed("a", error(Says::Gone));
+        let Step::Wait(wait) = search.next(now + Duration::from_millis(990), &known, &mut rng) else {
+            panic!("no wait after a whole round");
+        };
+        assert!(wait <= Duration::from_millis(10));
+        let end = search.next(now + Duration::from_secs(1), &known, &mut rng);
+        assert_eq!(end, Step::GiveUp(error(Says::Gone)));
+    }
+}

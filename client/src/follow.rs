@@ -1,0 +1,217 @@
+//! Follows the view: keeps the newest [`Published`] fresh by a watch at one node at a time.
+//!
+//! What was learnt is never unlearnt: views only advance in epoch, soft states in (term, sequence), whichever
+//! node they come from. A node that is reachable but behind is left when somebody else is heard to be ahead
+//! ([`Follower::heard_of`]). Which node is next, and after what wait, is decided by [`tour`]; the task here
+//! carries it out.
+
+mod tour;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::SeedableRng;
+use roost_protocol::Epoch;
+use roost_protocol::error::reason;
+use roost_protocol::messages::control::Watched;
+use roost_protocol::quic::endpoint::GreetError;
+use roost_protocol::quic::watch::{Update, Watch, WatchError};
+use roost_protocol::quic::{Dialler, Service};
+use roost_protocol::view::Published;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+pub use tour::Sources;
+use tour::Tour;
+
+/// How long a watch may take to deliver an epoch that another node is known to have. A watch delivers within
+/// a round trip or two; a node that needs longer is itself cut off from the coordinators.
+const LAG_MS_MAX: u64 = 100;
+
+/// How long a node may leave a follower without any view. One that has just started, or was never reached by
+/// the coordinators, has none to give; others may.
+const EMPTY_MS_MAX: u64 = 1_000;
+
+/// Keeps the newest view and soft state. Stops when it is dropped.
+#[derive(Debug)]
+pub struct Follower {
+    published: watch::Receiver<Published>,
+    heard: watch::Sender<Heard>,
+    troubles: Troubles,
+    task: AbortHandle,
+}
+
+/// The latest epoch that anybody mentioned, and who.
+#[derive(Debug, Clone, Default)]
+struct Heard {
+    epoch: Epoch,
+    address: Option<Arc<str>>,
+}
+
+/// Per address, why the last watch there ended.
+type Troubles = Arc<Mutex<BTreeMap<String, String>>>;
+
+impl Follower {
+    /// Starts to follow, from `seeds` and then from the nodes of the view itself, in the order that `sources`
+    /// asks for. `seed` feeds that order and the jitter of waits.
+    pub fn start(
+        dialler: Dialler,
+        seeds: Vec<String>,
+        watched: Watched,
+        sources: Sources,
+        seed: [u8; 32],
+    ) -> Self {
+        let (publish, published) = watch::channel(Published::default());
+        let (heard, hears) = watch::channel(Heard::default());
+        let troubles = Troubles::default();
+        let tour = Tour::new(seeds, sources, ChaCha12Rng::from_seed(seed));
+        let following = Following { dialler, watched, publish, hears, troubles: troubles.clone() };
+        let task = tokio::spawn(following.run(tour)).abort_handle();
+        Self { published, heard, troubles, task }
+    }
+
+    /// The newest that is known.
+    pub fn published(&self) -> watch::Receiver<Published> {
+        self.published.clone()
+    }
+
+    /// Tells that the node at `address` has the view of `epoch`. If the present watch does not deliver it
+    /// soon, it is given up for one there.
+    pub fn heard_of(&self, epoch: Epoch, address: &str) {
+        self.heard.send_if_modified(|heard| {
+            let news = epoch > heard.epoch;
+            if news {
+                *heard = Heard { epoch, address: Some(address.into()) };
+            }
+            news
+        });
+    }
+
+    /// The latest epoch that was heard of, be it delivered or not.
+    pub fn latest_heard(&self) -> Epoch {
+        self.heard.borrow().epoch
+    }
+
+    /// Why watches ended, by address: what to tell a user who waits for the first view.
+    pub fn troubles(&self) -> BTreeMap<String, String> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Why a watch was given up.
+#[derive(Debug, thiserror::Error)]
+enum GivenUp {
+    #[error(transparent)]
+    Dial(#[from] GreetError),
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    #[error("it is behind: epoch {0} is known elsewhere")]
+    Behind(Epoch),
+    #[error("it has no view of the cluster yet")]
+    Empty,
+    #[error("nobody listens any more")]
+    Unheard,
+}
+
+struct Following {
+    dialler: Dialler,
+    watched: Watched,
+    publish: watch::Sender<Published>,
+    hears: watch::Receiver<Heard>,
+    troubles: Troubles,
+}
+
+impl Following {
+    async fn run(self, mut tour: Tour) {
+        loop {
+            let view = self.publish.borrow().view.clone();
+            let step = tour.next(view.as_deref());
+            tokio::time::sleep(step.wait).await;
+            let Some(address) = step.address else { continue };
+            let Err(given_up) = self.watch_at(&address, &mut tour).await;
+            tracing::debug!(address, %given_up, "a watch ended");
+            match &given_up {
+                GivenUp::Unheard => return,
+                GivenUp::Behind(_) => {
+                    let ahead = self.hears.borrow().address.clone();
+                    ahead.into_iter().for_each(|ahead| tour.turn_to(&ahead));
+                }
+                GivenUp::Dial(_) | GivenUp::Watch(_) | GivenUp::Empty => {}
+            }
+            self.note(&tour, address, reason(given_up));
+        }
+    }
+
+    async fn watch_at(&self, address: &str, tour: &mut Tour) -> Result<Infallible, GivenUp> {
+        let link = self.dialler.dial(address, Service::Control).await?;
+        let from = self.publish.borrow().view.as_ref().map(|view| view.epoch);
+        let mut watch = Watch::start(&link, from, self.watched.clone()).await?;
+        // The updates are read by one future to the end: a frame that was half read must not be dropped.
+        let deliver = async {
+            loop {
+                let update = watch.next().await?;
+                tour.delivered();
+                self.take(update);
+            }
+        };
+        tokio::select! {
+            biased;
+            ended = deliver => ended,
+            behind = self.behind() => Err(GivenUp::Behind(behind)),
+            () = self.empty() => Err(GivenUp::Empty),
+            () = self.publish.closed() => Err(GivenUp::Unheard),
+        }
+    }
+
+    fn take(&self, update: Update) {
+        self.publish.send_if_modified(|published| match update {
+            Update::View(view) => published.offer_view(view),
+            Update::Soft(soft) => published.offer_soft(soft),
+        });
+    }
+
+    /// Completes when an epoch that was heard of has not been delivered in time.
+    async fn behind(&self) -> Epoch {
+        let mut hears = self.hears.clone();
+        loop {
+            let heard = hears.wait_for(|heard| self.lacks(heard.epoch)).await.map(|heard| heard.epoch);
+            let Ok(heard) = heard else {
+                return std::future::pending().await;
+            };
+            tokio::time::sleep(Duration::from_millis(LAG_MS_MAX)).await;
+            if self.lacks(heard) {
+                return heard;
+            }
+        }
+    }
+
+    /// Completes when no view at all has arrived in time.
+    async fn empty(&self) {
+        tokio::time::sleep(Duration::from_millis(EMPTY_MS_MAX)).await;
+        if self.publish.borrow().view.is_some() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn lacks(&self, epoch: Epoch) -> bool {
+        self.publish.borrow().view.as_ref().is_none_or(|view| epoch > view.epoch)
+    }
+
+    /// Keeps what happened at an address, for those that are still on the tour.
+    fn note(&self, tour: &Tour, address: String, trouble: String) {
+        let view = self.publish.borrow().view.clone();
+        let known = tour.addresses(view.as_deref());
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.insert(address, trouble);
+        troubles.retain(|address, _| known.contains(address));
+    }
+}
