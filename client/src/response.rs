@@ -199,8 +199,9 @@ fn rank(output: &Tensor, labels: &[String], top: usize) -> Result<Vec<Vec<Ranked
     let scores = scores(output)?;
     let shape = output.shape();
     // Some nets leave axes of one behind the classes: [rows, 1000, 1, 1].
-    let innermost = shape.dims().iter().rev().find(|dim| **dim != 1).or(shape.dims().last());
-    if innermost != Some(&(labels.len() as u64)) {
+    let classes = labels.len() as u64;
+    let innermost = shape.dims().iter().rev().find(|dim| **dim != 1 || classes == 1);
+    if innermost != Some(&classes) {
         return Err(LabelsError::Shape { shape: shape.to_string(), labels: labels.len() });
     }
     let best = |row: &[f32]| {

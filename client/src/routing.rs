@@ -29,8 +29,8 @@ pub struct Routes {
     replicas: BTreeMap<ModelName, BTreeMap<Version, OnceLock<Arc<Replicas>>>>,
 }
 
-/// The newest traffic revision of a model that was heard of. A restore from backup raises the generation, and may
-/// take the revision back.
+/// The newest traffic revision of a model that was heard of. A restore from backup raises the generation, and
+/// may take the revision back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Seen {
     /// The generation of the epoch in which it was.

@@ -110,7 +110,7 @@ impl Shared {
             // It does not name its epoch, but it is one after that of this request's view.
             let Epoch { generation, index } = picked.epoch;
             self.state().saw(&picked.model, Seen { generation, revision: Revision(*newest) });
-            self.heard_of(Epoch { generation, index: index + 1 }, from);
+            self.heard_of(Epoch { generation, index: index.saturating_add(1) }, from);
         }
         if let InferError::NotHere { generation, index, .. } = error {
             self.heard_of(Epoch { generation: *generation, index: *index }, from);

@@ -1,6 +1,7 @@
+use std::collections::BTreeMap;
+
 use roost_protocol::messages::infer::Choice;
 use roost_protocol::{Epoch, Revision, Version};
-use std::collections::BTreeMap;
 
 use super::*;
 use crate::tests::digits;

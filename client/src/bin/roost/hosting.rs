@@ -114,7 +114,9 @@ mod tests {
         let view = published.view.unwrap();
         let hosting = hosting(&view, &view.ring(), &published.soft, &example::digits(), Version(2));
         let lines: Vec<String> = hosting.iter().map(|h| format!("{} {}", h.owner, h.text())).collect();
-        expect_test::expect![[""]].assert_eq(&lines.join("\n"));
+        expect_test::expect![[r#"
+            true w1 (failed: the graph has an unknown operator Foo)
+            true w2"#]].assert_eq(&lines.join("\n"));
         assert_eq!(wanted(&view, &view.ring(), &example::digits(), Version(2)), 2);
         assert_eq!(wanted(&view, &view.ring(), &example::digits(), Version(9)), 0);
     }

@@ -281,8 +281,11 @@ mod tests {
     #[test]
     fn models_are_listed() {
         let models = Models::of(vec![summary()]);
-        expect_test::expect![[""]].assert_eq(&models.text());
-        expect_test::expect![[""]].assert_eq(&serde_json::to_string(&models).unwrap());
+        expect_test::expect![[r#"
+            MODEL   STABLE  CANARY  VERSIONS  REVISION  LABELS
+            digits  @1      @2 20%         4         3  prod=@1
+        "#]].assert_eq(&models.text());
+        expect_test::expect![[r#"[{"model":"digits","stable":1,"canary":{"version":2,"share_percent":20.0},"revision":3,"versions":4,"labels":{"prod":1}}]"#]].assert_eq(&serde_json::to_string(&models).unwrap());
         assert!(Models::of(Vec::new()).text().starts_with("no models yet"));
     }
 
@@ -297,7 +300,13 @@ mod tests {
             note: if number == 2 { "a net\nof two lines" } else { "" }.to_owned(),
         };
         let versions = Versions::of(&summary(), (1..=4).map(version).collect());
-        expect_test::expect![[""]].assert_eq(&versions.text());
-        expect_test::expect![[""]].assert_eq(&serde_json::to_string(&versions.0[1]).unwrap());
+        expect_test::expect![[r#"
+            VERSION   ROLE      TRAFFIC  LABELS  PUSHED                BY        SIZE  DIGEST        NOTE
+            digits@1  stable        80%  prod    2026-02-03T04:05:06Z  anna  1.46 KiB  4bf5122f3445
+            digits@2  canary        20%          2026-02-03T04:05:06Z  anna  2.93 KiB  dbc1b4c900ff  a net of two lines
+            digits@3  previous       0%          2026-02-03T04:05:06Z  anna  4.39 KiB  084fed08b978
+            digits@4                             2026-02-03T04:05:06Z  anna  5.86 KiB  e52d9c508c50
+        "#]].assert_eq(&versions.text());
+        expect_test::expect![[r#"{"version":"digits@2","number":2,"traffic_percent":20.0,"role":"canary","labels":[],"pushed_at":"2026-02-03T04:05:06Z","pushed_by":"anna","bytes":3000,"digest":"dbc1b4c900ffe48d575b5da5c638040125f65db0fe3e24494b76ea986457d986","note":"a net\nof two lines"}"#]].assert_eq(&serde_json::to_string(&versions.0[1]).unwrap());
     }
 }

@@ -122,7 +122,10 @@ mod tests {
 
     #[test]
     fn a_push_says_whether_the_version_serves() {
-        expect_test::expect![[""]].assert_eq(&(report(false).text() + &report(true).text()));
+        expect_test::expect![[r#"
+            digits@2 (2.93 KiB, 1 files): it takes no traffic yet; next: roost rollout start digits@2 --steps 20%
+            digits@2 (2.93 KiB, 1 files): it is the first of digits and takes all its traffic as soon as it is loaded
+        "#]].assert_eq(&(report(false).text() + &report(true).text()));
         let json = serde_json::to_value(report(true)).unwrap();
         assert_eq!((&json["version"], &json["stable"]), (&"digits@2".into(), &true.into()));
     }

@@ -114,19 +114,18 @@ impl Answer {
         rows: &[String],
         elapsed: Duration,
     ) -> anyhow::Result<Self> {
-        let (source, timings) = (&response.source, &response.timings);
         let outputs = response.outputs.iter().map(|output| Output::of(&output.name, &output.tensor));
         Ok(Self {
-            version: format!("{model}@{}", source.version),
-            node: source.node.to_string(),
-            revision: source.revision.0,
-            fallback: source.fallback,
-            attempts: source.attempts,
-            hedged: source.hedged,
+            version: format!("{model}@{}", response.version),
+            node: response.node.to_string(),
+            revision: response.revision.0,
+            fallback: response.fallback,
+            attempts: response.attempts,
+            hedged: response.hedged,
             elapsed_us: elapsed.as_micros() as u64,
-            queue_us: timings.queue.as_micros() as u64,
-            compute_us: timings.compute.as_micros() as u64,
-            batch_rows: timings.batch_rows,
+            queue_us: response.queue.as_micros() as u64,
+            compute_us: response.compute.as_micros() as u64,
+            batch_rows: response.batch_rows,
             labels: labels(response, rows),
             outputs: outputs.collect::<anyhow::Result<_>>()?,
         })
@@ -193,7 +192,7 @@ fn labels(response: &Response, names: &[String]) -> Option<Labels> {
             return None;
         }
     };
-    let name = response.source.manifest().labels_output.as_deref();
+    let name = response.manifest().labels_output.as_deref();
     let output = match name {
         Some(name) => response.output(name),
         None => response.outputs.first().map(|output| &output.tensor),
@@ -357,7 +356,8 @@ mod tests {
         let labels = Labels::of(&[ranked(&[2.0, 0.0])], DType::F32, &[]);
         assert_eq!(labels.scores, Scale::Softmax);
         assert!((labels.rows[0].best[0].score - 0.880_797).abs() < 1e-6);
-        assert_eq!(labels.rows[0].best.iter().map(|best| best.score).sum::<f64>(), 1.0);
+        let sum: f64 = labels.rows[0].best.iter().map(|best| best.score).sum();
+        assert!((sum - 1.0).abs() < 1e-9);
         let steps = Labels::of(&[ranked(&[-3.0, 90.0])], DType::I8, &[]);
         expect_test::expect![[r#"
             ROW  BEST         SECOND       THIRD

@@ -223,7 +223,7 @@ mod tests {
         check("[1, [2]]", None, "the arrays are ragged: [1] is an array of 1, the first beside it no array");
         check("[[1], [null]]", None, "the element null at [1][0] is no f32");
         check("[1, \"a\"]", None, "the element \"a\" at [1] is no f32");
-        check("[1e39]", None, "the element 1e39 at [0] is no f32");
+        check("[1e39]", None, "the element 1e+39 at [0] is no f32");
         check("[1e5]", Some(DType::F16), "the element 100000.0 at [0] is no f16");
         check("[[0], [256]]", Some(DType::U8), "the element 256 at [1][0] is no u8");
         check("[1.5]", Some(DType::I64), "the element 1.5 at [0] is no i64");

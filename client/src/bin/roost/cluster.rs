@@ -1,0 +1,334 @@
+//! `roost cluster status`: who takes part, who leads, and how far each node is with each version.
+//!
+//! The leader is asked, since it alone knows what it heard a moment ago and what the nodes counted. When there is none, what
+//! the nodes last published is shown, and that it is no more than that.
+
+use std::time::Duration;
+
+use clap::Subcommand;
+use indicatif::HumanBytes;
+use roost_protocol::messages::control::{ClusterSummary, VersionStatistics};
+use roost_protocol::view::{Liveness, NodeState, Published, SoftState, View};
+use roost_protocol::{ControlError, ModelName, NodeId, Version};
+use serde::Serialize;
+
+use crate::hosting::{Hosting, hosting};
+use crate::output::Report;
+use crate::session::Session;
+use crate::table::{Table, left, right};
+
+/// How long the leader is asked for: an election and then some. Whoever looks at a cluster in trouble should not wait
+/// longer for what is not coming.
+const LEADER_WITHIN: Duration = Duration::from_secs(4);
+
+/// What to do with the cluster.
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Shows coordinators, workers, and how far each node is with each version
+    Status,
+}
+
+/// A cluster's state.
+#[derive(Debug, Serialize)]
+struct Status {
+    cluster: String,
+    epoch: String,
+    term: u64,
+    leader: Option<String>,
+    /// Why the leader could not be asked; what follows is what the nodes last published then.
+    leader_error: Option<String>,
+    /// Whether the leader has listened for long enough to know who is alive.
+    settled: bool,
+    coordinators: Vec<CoordinatorLine>,
+    workers: Vec<WorkerLine>,
+    versions: Vec<VersionLine>,
+}
+
+#[derive(Debug, Serialize)]
+struct CoordinatorLine {
+    name: String,
+    address: String,
+    leader: bool,
+    voter: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct WorkerLine {
+    name: String,
+    address: String,
+    state: &'static str,
+    liveness: &'static str,
+    speed: f64,
+    zone: String,
+    isa: String,
+    memory_mib: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct VersionLine {
+    version: String,
+    bytes: u64,
+    node: Hosting,
+    /// What the node counted since its process started; none when the leader was not asked, or has not heard it.
+    counts: Option<Counts>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Counts {
+    answered: u64,
+    failed: u64,
+    fallbacks: u64,
+}
+
+/// Carries the command out.
+///
+/// # Errors
+/// When no node has told anything of the cluster.
+pub async fn run(session: &Session, ClusterCommand::Status: ClusterCommand) -> anyhow::Result<()> {
+    let asked = tokio::time::timeout(LEADER_WITHIN, session.client.control().cluster()).await;
+    let asked = asked.unwrap_or_else(|_| {
+        let reason = format!("no answer from a leader within {} s", LEADER_WITHIN.as_secs());
+        Err(ControlError::NoQuorum { reason })
+    });
+    let published = session.published();
+    let view = published.view.as_ref().ok_or_else(|| anyhow::anyhow!("no view of the cluster has arrived"))?;
+    Ok(session.output.print(&Status::of(view, &published, asked.as_ref()))?)
+}
+
+impl Status {
+    fn of(view: &View, published: &Published, asked: Result<&ClusterSummary, &ControlError>) -> Self {
+        let summary = asked.ok();
+        let soft: &SoftState = summary.map_or(&published.soft, |summary| &summary.soft);
+        let leader = summary.map(|summary| summary.leader);
+        let coordinators = view.coordinators.iter().map(|(id, coordinator)| CoordinatorLine {
+            name: coordinator.name.to_string(),
+            address: coordinator.address.clone(),
+            leader: leader == Some(*id),
+            voter: coordinator.voter,
+        });
+        let mut coordinators: Vec<_> = coordinators.collect();
+        coordinators.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut workers: Vec<_> = view.nodes.keys().map(|id| WorkerLine::of(view, soft, *id)).collect();
+        workers.sort_by(|a, b| a.name.cmp(&b.name));
+        Self {
+            cluster: view.cluster.to_string(),
+            epoch: summary.map_or(view.epoch, |summary| summary.epoch.max(view.epoch)).to_string(),
+            term: summary.map_or(soft.term, |summary| summary.term).0,
+            leader: leader.map(|id| {
+                let known = view.coordinators.get(&id);
+                known.map_or_else(|| format!("node {id}"), |coordinator| coordinator.name.to_string())
+            }),
+            leader_error: asked.err().map(ToString::to_string),
+            settled: soft.settled,
+            coordinators,
+            workers,
+            versions: version_lines(view, soft, summary),
+        }
+    }
+}
+
+impl WorkerLine {
+    fn of(view: &View, soft: &SoftState, id: NodeId) -> Self {
+        let node = &view.nodes[&id];
+        Self {
+            name: node.name.to_string(),
+            address: node.address.clone(),
+            state: match node.state {
+                NodeState::Active => "active",
+                NodeState::Draining => "draining",
+                NodeState::Out => "out",
+            },
+            liveness: match soft.nodes.get(&id).map(|report| report.liveness) {
+                Some(Liveness::Live) => "live",
+                Some(Liveness::Suspect) => "silent",
+                None => "unknown",
+            },
+            speed: node.profile.speed.ratio(),
+            zone: node.profile.zone.clone(),
+            isa: node.profile.isa.clone(),
+            memory_mib: node.profile.memory_mib,
+        }
+    }
+}
+
+fn version_lines(view: &View, soft: &SoftState, summary: Option<&ClusterSummary>) -> Vec<VersionLine> {
+    let ring = view.ring();
+    let hosted = view.models.iter().flat_map(|(name, model)| model.versions.iter().map(move |v| (name, v)));
+    let lines = hosted.flat_map(|(name, (version, hosted))| {
+        let nodes = hosting(view, &ring, soft, name, *version);
+        nodes.into_iter().map(move |node| VersionLine {
+            version: format!("{name}@{version}"),
+            bytes: hosted.bytes,
+            counts: summary.and_then(|summary| counts(summary, node.id, name, *version)),
+            node,
+        })
+    });
+    lines.collect()
+}
+
+fn counts(summary: &ClusterSummary, node: NodeId, model: &ModelName, version: Version) -> Option<Counts> {
+    let of_node = summary.statistics.get(&node)?;
+    let mut of_version = of_node.iter().filter(|s| s.version.model == *model && s.version.version == version);
+    let VersionStatistics { answered, failed, fallbacks, .. } = of_version.next()?;
+    Some(Counts { answered: *answered, failed: *failed, fallbacks: *fallbacks })
+}
+
+impl Report for Status {
+    fn text(&self) -> String {
+        let Self { cluster, epoch, term, .. } = self;
+        let head = match (&self.leader, &self.leader_error) {
+            (Some(leader), _) => {
+                let settled = if self.settled { "" } else { ", which has not heard all nodes yet" };
+                format!("cluster {cluster}, epoch {epoch}, led by {leader} in term {term}{settled}\n")
+            }
+            (None, error) => format!(
+                "cluster {cluster}, epoch {epoch}, last heard of in term {term}\nThe leader could not be asked: {}.\n\
+                 Below is what the nodes last published; who leads and what was counted is not known.\n",
+                error.as_deref().unwrap_or("there is none")
+            ),
+        };
+        let parts = [self.coordinator_table(), self.worker_table(), self.version_table()];
+        std::iter::once(head).chain(parts).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Status {
+    fn coordinator_table(&self) -> String {
+        let mut table = Table::new([left("COORDINATOR"), left("ADDRESS"), left("ROLE")]);
+        for line in &self.coordinators {
+            let role = match (line.leader, line.voter) {
+                (true, _) => "leader",
+                (false, true) => "voter",
+                (false, false) => "learner",
+            };
+            table.row([line.name.clone(), line.address.clone(), role.to_owned()]);
+        }
+        table.to_string()
+    }
+
+    fn worker_table(&self) -> String {
+        if self.workers.is_empty() {
+            return "no worker has joined yet\n".to_owned();
+        }
+        let mut table = Table::new([
+            left("WORKER"),
+            left("ADDRESS"),
+            left("STATE"),
+            left("HEARD"),
+            right("SPEED"),
+            left("ZONE"),
+            left("ISA"),
+            right("MEMORY"),
+        ]);
+        for line in &self.workers {
+            table.row([
+                line.name.clone(),
+                line.address.clone(),
+                line.state.to_owned(),
+                line.liveness.to_owned(),
+                format!("{:.2}", line.speed),
+                line.zone.clone(),
+                line.isa.clone(),
+                HumanBytes(line.memory_mib << 20).to_string(),
+            ]);
+        }
+        table.to_string()
+    }
+
+    fn version_table(&self) -> String {
+        if self.versions.is_empty() {
+            return "no version is hosted; `roost push MODEL FOLDER` makes one\n".to_owned();
+        }
+        let mut table = Table::new([
+            left("VERSION"),
+            left("NODE"),
+            left("OWNER"),
+            left("STAGE"),
+            left("ENGINE"),
+            right("ANSWERED"),
+            right("FAILED"),
+            right("FALLBACKS"),
+            left("WHY"),
+        ]);
+        for line in &self.versions {
+            let count = |of: fn(Counts) -> u64| line.counts.map_or("-".to_owned(), |counts| of(counts).to_string());
+            let stage = if line.node.silent { format!("{}, silent", line.node.stage) } else { line.node.stage.to_owned() };
+            table.row([
+                line.version.clone(),
+                line.node.node.clone(),
+                if line.node.owner { "yes" } else { "no" }.to_owned(),
+                stage,
+                line.node.engine.clone().unwrap_or_default(),
+                count(|counts| counts.answered),
+                count(|counts| counts.failed),
+                count(|counts| counts.fallbacks),
+                line.node.detail.clone().unwrap_or_default(),
+            ]);
+        }
+        table.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::example;
+
+    #[test]
+    fn the_leader_tells_all() {
+        let published = example::published();
+        let view = published.view.clone().unwrap();
+        let summary = example::cluster();
+        let status = Status::of(&view, &published, Ok(&summary));
+        expect_test::expect![[r#"
+            cluster 0000000000000000000000000000feed, epoch 1.42, led by b in term 3
+
+            COORDINATOR  ADDRESS        ROLE
+            a            10.0.1.0:7401  voter
+            b            10.0.1.1:7401  leader
+            c            10.0.1.2:7401  learner
+
+            WORKER  ADDRESS        STATE     HEARD   SPEED  ZONE    ISA              MEMORY
+            w1      10.0.0.1:7400  active    live     1.00  zone-1  x86-64 avx512  8.00 GiB
+            w2      10.0.0.2:7400  active    live     1.42  zone-2  aarch64 neon   8.00 GiB
+            w3      10.0.0.3:7400  draining  silent   1.00  zone-3  x86-64 avx512  8.00 GiB
+
+            VERSION   NODE  OWNER  STAGE             ENGINE       ANSWERED  FAILED  FALLBACKS  WHY
+            digits@1  w1    yes    ready             onnxruntime      1200       1          7
+            digits@1  w2    yes    ready             onnxruntime         -       -          -
+            digits@1  w3    no     draining, silent  onnxruntime         -       -          -
+            digits@2  w1    yes    failed                                -       -          -  the graph has an unknown operator Foo
+            digits@2  w2    yes    ready             onnxruntime         -       -          -
+        "#]].assert_eq(&status.text());
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!((&json["leader"], &json["leader_error"]), (&"b".into(), &serde_json::Value::Null));
+        expect_test::expect![[r#"{"bytes":98304,"counts":{"answered":1200,"failed":1,"fallbacks":7},"node":{"detail":null,"engine":"onnxruntime","node":"w1","owner":true,"serves":true,"silent":false,"stage":"ready"},"version":"digits@1"}"#]].assert_eq(&json["versions"][0].to_string());
+    }
+
+    #[test]
+    fn without_a_leader_the_view_is_shown() {
+        let published = example::published();
+        let view = published.view.clone().unwrap();
+        let error = ControlError::NoQuorum { reason: "2 of 3 coordinators do not answer".to_owned() };
+        let text = Status::of(&view, &published, Err(&error)).text();
+        let first_lines: Vec<_> = text.lines().take(7).collect();
+        expect_test::expect![[r#"
+            cluster 0000000000000000000000000000feed, epoch 1.42, last heard of in term 3
+            The leader could not be asked: the coordinators cannot agree at present: 2 of 3 coordinators do not answer; inference goes on, changes must wait.
+            Below is what the nodes last published; who leads and what was counted is not known.
+
+            COORDINATOR  ADDRESS        ROLE
+            a            10.0.1.0:7401  voter
+            b            10.0.1.1:7401  voter"#]].assert_eq(&first_lines.join("\n"));
+    }
+
+    #[test]
+    fn an_empty_cluster_says_what_is_missing() {
+        let published = example::published();
+        let mut view = (*published.view.clone().unwrap()).clone();
+        view.nodes.clear();
+        view.models.clear();
+        let text = Status::of(&view, &Published::default(), Ok(&example::cluster())).text();
+        assert!(text.ends_with("no worker has joined yet\n\nno version is hosted; `roost push MODEL FOLDER` makes one\n"));
+    }
+}
