@@ -18,7 +18,7 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 #[serde(deny_unknown_fields, default)]
 pub struct TelemetryConfig {
     /// What is logged and traced, as a filter directive of `tracing-subscriber`: `info`, or
-    /// `info,roost_node::worker=debug`. Default `info`. `debug` costs microseconds per request.
+    /// `info,roost_node::worker=debug`. Default `info,openraft=warn`. `debug` costs microseconds per request.
     pub log: String,
     /// The collector that spans go to by OTLP over HTTP, such as `http://localhost:4318`. Default: none.
     /// Which share of the requests is traced is `OTEL_TRACES_SAMPLER`'s to say, by default all that the
@@ -28,7 +28,7 @@ pub struct TelemetryConfig {
 
 impl Default for TelemetryConfig {
     fn default() -> Self {
-        Self { log: "info".to_owned(), otlp_endpoint: None }
+        Self { log: "info,openraft=warn".to_owned(), otlp_endpoint: None }
     }
 }
 

@@ -28,6 +28,7 @@ pub(super) struct Search {
     tried: Vec<String>,
     round: u32,
     last: Option<ControlError>,
+    no_quorum: Option<ControlError>,
 }
 
 /// What to do next.
@@ -49,7 +50,16 @@ impl Search {
     /// A search that ends at `deadline`, beginning at the coordinator that led last.
     pub(super) fn new(deadline: Instant, leader: Option<String>) -> Self {
         let attempt = Duration::from_millis(ATTEMPT_MS_MAX);
-        Self { deadline, attempt, leader, named: Vec::new(), tried: Vec::new(), round: 0, last: None }
+        Self {
+            deadline,
+            attempt,
+            leader,
+            named: Vec::new(),
+            tried: Vec::new(),
+            round: 0,
+            last: None,
+            no_quorum: None,
+        }
     }
 
     /// Lets one coordinator take longer than usual, for a change that is slow by nature.
@@ -66,9 +76,7 @@ impl Search {
         }
         let left = self.deadline.saturating_duration_since(now);
         if left.is_zero() {
-            return Step::GiveUp(self.last.take().unwrap_or_else(|| ControlError::NoQuorum {
-                reason: "no coordinator is known yet".to_owned(),
-            }));
+            return Step::GiveUp(self.in_vain());
         }
         let candidates = self.leader.iter().chain(known).chain(&self.named);
         match candidates.into_iter().find(|address| !self.tried.contains(*address)).cloned() {
@@ -82,6 +90,18 @@ impl Search {
                 self.round += 1;
                 Step::Wait(wait)
             }
+        }
+    }
+
+    /// What to tell when nobody did it in time: what a coordinator said of the group, if one did, for that explains more
+    /// than whom the last attempt did not reach.
+    fn in_vain(&mut self) -> ControlError {
+        match self.no_quorum.take().or_else(|| self.last.take()) {
+            None => ControlError::NoQuorum { reason: "no coordinator is known yet".to_owned() },
+            Some(error @ (ControlError::Unreachable { .. } | ControlError::NotLeader { .. })) => {
+                ControlError::NoQuorum { reason: roost_protocol::error::reason(error) }
+            }
+            Some(error) => error,
         }
     }
 
@@ -108,6 +128,9 @@ impl Search {
             | ControlError::DigestMismatch { .. }
             | ControlError::Malformed { .. }
             | ControlError::Storage { .. } => {}
+        }
+        if matches!(error, ControlError::NoQuorum { .. }) {
+            self.no_quorum = Some(error.clone());
         }
         self.last = Some(error);
     }

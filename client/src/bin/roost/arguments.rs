@@ -12,7 +12,11 @@ use crate::session::Global;
 
 /// Pushes model versions to a Roost cluster, rolls them out, and asks them
 #[derive(Debug, Parser)]
-#[command(name = "roost", version, arg_required_else_help = true, after_help = "\
+#[command(
+    name = "roost",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
 A profile says which cluster and as whom. It is TOML; paths are relative to its folder:
   nodes = [\"10.0.0.1:7400\", \"10.0.0.2:7400\"]    some nodes of the cluster; one that lives is enough
   ca = \"certs/ca.pem\"
@@ -27,7 +31,8 @@ A first rollout:
   roost rollout promote digits
 
 The exit code is 0 when it was done, 1 when it failed, 2 when the command line or the profile is wrong.
-ROOST_LOG (debug, roost_client=trace, ...) says more on standard error.")]
+ROOST_LOG (debug, roost_client=trace, ...) says more on standard error."
+)]
 pub struct Arguments {
     /// What all commands understand.
     #[command(flatten)]

@@ -1,7 +1,7 @@
 //! `roost certs`: a cluster's own CA, and certificates from it. Needs no cluster that runs, and no profile.
 //!
-//! Keys are written so that only their owner can read them. Nothing is ever overwritten: a lost CA key cannot be made again,
-//! and a replaced one makes every certificate of the cluster worthless.
+//! Keys are written so that only their owner can read them. Nothing is ever overwritten: a lost CA key
+//! cannot be made again, and a replaced one makes every certificate of the cluster worthless.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use clap::builder::RangedI64ValueParser;
 use clap::{Args, Subcommand};
 use roost_client::certs::{Authority, Pem, Validity};
 use roost_client::client::SystemClock;
@@ -60,7 +61,7 @@ pub struct InitArguments {
     #[arg(long, value_name = "FOLDER", default_value = FOLDER)]
     into: PathBuf,
     /// How long the CA is valid
-    #[arg(long, value_name = "N", default_value_t = CA_DAYS, value_parser = clap::value_parser!(u32).range(1..=DAYS_MAX))]
+    #[arg(long, value_name = "N", default_value_t = CA_DAYS, value_parser = days())]
     days: u32,
 }
 
@@ -79,8 +80,12 @@ pub struct IssueArguments {
     #[arg(long, value_name = "FOLDER")]
     into: Option<PathBuf>,
     /// How long the certificate is valid
-    #[arg(long, value_name = "N", default_value_t = CERTIFICATE_DAYS, value_parser = clap::value_parser!(u32).range(1..=DAYS_MAX))]
+    #[arg(long, value_name = "N", default_value_t = CERTIFICATE_DAYS, value_parser = days())]
     days: u32,
+}
+
+fn days() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=DAYS_MAX)
 }
 
 /// The files that were written.
@@ -131,7 +136,10 @@ fn issue(arguments: &IssueArguments, clock: &dyn WallClock) -> anyhow::Result<Wr
     let read = |file: &str| {
         let path = ca.join(file);
         std::fs::read_to_string(&path).with_context(|| {
-            format!("cannot read {}; --ca names the CA's folder, `roost certs init` makes one", path.display())
+            format!(
+                "cannot read {}; --ca names the CA's folder, `roost certs init` makes one",
+                path.display()
+            )
         })
     };
     let authority = Authority::load(&read("ca.pem")?, &read("ca.key")?)

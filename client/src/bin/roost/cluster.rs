@@ -1,7 +1,7 @@
 //! `roost cluster status`: who takes part, who leads, and how far each node is with each version.
 //!
-//! The leader is asked, since it alone knows what it heard a moment ago and what the nodes counted. When there is none, what
-//! the nodes last published is shown, and that it is no more than that.
+//! The leader is asked, since it alone knows what it heard a moment ago and what the nodes counted. When
+//! there is none, what the nodes last published is shown, and that it is no more than that.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use crate::output::Report;
 use crate::session::Session;
 use crate::table::{Table, left, right};
 
-/// How long the leader is asked for: an election and then some. Whoever looks at a cluster in trouble should not wait
-/// longer for what is not coming.
+/// How long the leader is asked for: an election and then some. Whoever looks at a cluster in trouble should
+/// not wait longer for what is not coming.
 const LEADER_WITHIN: Duration = Duration::from_secs(4);
 
 /// What to do with the cluster.
@@ -69,7 +69,8 @@ struct VersionLine {
     version: String,
     bytes: u64,
     node: Hosting,
-    /// What the node counted since its process started; none when the leader was not asked, or has not heard it.
+    /// What the node counted since its process started; none when the leader was not asked, or has not heard
+    /// it.
     counts: Option<Counts>,
 }
 
@@ -91,7 +92,8 @@ pub async fn run(session: &Session, ClusterCommand::Status: ClusterCommand) -> a
         Err(ControlError::NoQuorum { reason })
     });
     let published = session.published();
-    let view = published.view.as_ref().ok_or_else(|| anyhow::anyhow!("no view of the cluster has arrived"))?;
+    let view =
+        published.view.as_ref().ok_or_else(|| anyhow::anyhow!("no view of the cluster has arrived"))?;
     Ok(session.output.print(&Status::of(view, &published, asked.as_ref()))?)
 }
 
@@ -182,7 +184,8 @@ impl Report for Status {
                 format!("cluster {cluster}, epoch {epoch}, led by {leader} in term {term}{settled}\n")
             }
             (None, error) => format!(
-                "cluster {cluster}, epoch {epoch}, last heard of in term {term}\nThe leader could not be asked: {}.\n\
+                "cluster {cluster}, epoch {epoch}, last heard of in term {term}\n\
+                 The leader could not be asked: {}.\n\
                  Below is what the nodes last published; who leads and what was counted is not known.\n",
                 error.as_deref().unwrap_or("there is none")
             ),
@@ -251,8 +254,13 @@ impl Status {
             left("WHY"),
         ]);
         for line in &self.versions {
-            let count = |of: fn(Counts) -> u64| line.counts.map_or("-".to_owned(), |counts| of(counts).to_string());
-            let stage = if line.node.silent { format!("{}, silent", line.node.stage) } else { line.node.stage.to_owned() };
+            let count =
+                |of: fn(Counts) -> u64| line.counts.map_or("-".to_owned(), |counts| of(counts).to_string());
+            let stage = if line.node.silent {
+                format!("{}, silent", line.node.stage)
+            } else {
+                line.node.stage.to_owned()
+            };
             table.row([
                 line.version.clone(),
                 line.node.node.clone(),
@@ -302,7 +310,26 @@ mod tests {
         "#]].assert_eq(&status.text());
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!((&json["leader"], &json["leader_error"]), (&"b".into(), &serde_json::Value::Null));
-        expect_test::expect![[r#"{"bytes":98304,"counts":{"answered":1200,"failed":1,"fallbacks":7},"node":{"detail":null,"engine":"onnxruntime","node":"w1","owner":true,"serves":true,"silent":false,"stage":"ready"},"version":"digits@1"}"#]].assert_eq(&json["versions"][0].to_string());
+        expect_test::expect![[r#"
+            {
+              "bytes": 98304,
+              "counts": {
+                "answered": 1200,
+                "failed": 1,
+                "fallbacks": 7
+              },
+              "node": {
+                "detail": null,
+                "engine": "onnxruntime",
+                "node": "w1",
+                "owner": true,
+                "serves": true,
+                "silent": false,
+                "stage": "ready"
+              },
+              "version": "digits@1"
+            }"#]]
+        .assert_eq(&serde_json::to_string_pretty(&json["versions"][0]).unwrap());
     }
 
     #[test]
@@ -329,6 +356,8 @@ mod tests {
         view.nodes.clear();
         view.models.clear();
         let text = Status::of(&view, &Published::default(), Ok(&example::cluster())).text();
-        assert!(text.ends_with("no worker has joined yet\n\nno version is hosted; `roost push MODEL FOLDER` makes one\n"));
+        assert!(text.ends_with(
+            "no worker has joined yet\n\nno version is hosted; `roost push MODEL FOLDER` makes one\n"
+        ));
     }
 }

@@ -10,8 +10,8 @@ use roost_protocol::messages::control::{
 use roost_protocol::ring::Speed;
 use roost_protocol::traffic::{Canary, Traffic, Weight};
 use roost_protocol::view::{
-    Coordinator, HostedVersion, Liveness, Model, Node, NodeProfile, NodeReport, NodeState, Published, SoftState,
-    Stage, VersionReport, View,
+    Coordinator, HostedVersion, Liveness, Model, Node, NodeProfile, NodeReport, NodeState, Published,
+    SoftState, Stage, VersionReport, View,
 };
 use roost_protocol::{
     ClusterId, Digest, Epoch, Incarnation, Label, ModelName, ModelVersion, NodeId, NodeName, Revision, Term,

@@ -4,8 +4,8 @@ use std::io;
 use std::process::ExitCode;
 
 use roost_client::ConnectError;
-use roost_client::control::PushError;
 use roost_client::bundle::LocalBundleError;
+use roost_client::control::PushError;
 use roost_protocol::quic::bundles::TransferError;
 use roost_protocol::{ControlError, InferError};
 
@@ -19,7 +19,12 @@ const FAILED: u8 = 1;
 /// Something that the command line asks for and that makes no sense.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Usage(pub String);
+struct Usage(String);
+
+/// What the command line asks for makes no sense.
+pub fn usage(text: impl Into<String>) -> anyhow::Error {
+    Usage(text.into()).into()
+}
 
 /// Says why a command failed, on standard error, and gives its exit code.
 pub fn tell(error: &anyhow::Error) -> ExitCode {
@@ -42,7 +47,8 @@ fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<Usage>() || error.is::<ProfileError>()
 }
 
-/// The error and its causes. Those that the text ahead of them tells already are left out: many errors print their source.
+/// The error and its causes. Those that the text ahead of them tells already are left out: many errors print
+/// their source.
 fn text(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
@@ -86,7 +92,7 @@ fn of_control(error: &ControlError) -> Option<&'static str> {
         | ControlError::Unreachable { .. }
         | ControlError::NotCoordinator { .. } => Some(SEE_CLUSTER),
         ControlError::Forbidden { .. } => Some(
-            "use a profile with such a certificate; `roost certs issue NAME --roles operator,client` makes one",
+            "use a profile with such a certificate, as from `roost certs issue NAME --roles operator,client`",
         ),
         ControlError::WrongCluster { .. } | ControlError::WrongNode { .. } => {
             Some("`nodes` in the profile names nodes of another cluster than its certificate is for")
@@ -102,9 +108,11 @@ fn of_infer(error: &InferError) -> Option<&'static str> {
     match error {
         InferError::UnknownModel { .. } => Some("`roost models` lists the models"),
         InferError::UnknownVersion { .. } | InferError::UnknownLabel { .. } => {
-            Some("`roost versions MODEL` lists versions and labels; a version is hosted while traffic or a label leads to it")
+            Some("`roost versions MODEL` lists them; one is hosted while traffic or a label leads to it")
         }
-        InferError::Unavailable { .. } => Some("`roost cluster status` shows how far each node is with the version, and why not further"),
+        InferError::Unavailable { .. } => {
+            Some("`roost cluster status` shows how far each node is with the version, and why not further")
+        }
         InferError::NotHere { .. }
         | InferError::StaleView { .. }
         | InferError::Stopping
@@ -112,9 +120,9 @@ fn of_infer(error: &InferError) -> Option<&'static str> {
         | InferError::Unreachable { .. } => Some(SEE_CLUSTER),
         InferError::Overloaded { .. } => Some("try again later, or host more replicas"),
         InferError::DeadlineExceeded => Some("--deadline-ms gives it more time"),
-        InferError::UnknownInput { .. } | InferError::MissingInput { .. } | InferError::DuplicateInput { .. } => {
-            Some("give each input once, by --input NAME=FILE")
-        }
+        InferError::UnknownInput { .. }
+        | InferError::MissingInput { .. }
+        | InferError::DuplicateInput { .. } => Some("give each input once, by --input NAME=FILE"),
         InferError::WrongDType { .. } => {
             Some("convert the .npy file, or state the type of a .json file, as in --input ids:i64=ids.json")
         }
@@ -123,7 +131,7 @@ fn of_infer(error: &InferError) -> Option<&'static str> {
         }
         InferError::LimitExceeded { .. } => Some("--rows A..B takes fewer rows of each input"),
         InferError::Forbidden { .. } => {
-            Some("use a profile with such a certificate; `roost certs issue NAME --roles client` makes one")
+            Some("use a profile with such a certificate, as from `roost certs issue NAME --roles client`")
         }
         InferError::Malformed { .. } | InferError::Unsupported { .. } => {
             Some("`roost --version` and that of the nodes may differ too much")
@@ -207,7 +215,7 @@ mod tests {
     #[test]
     fn what_the_profile_lacks_is_usage() {
         assert!(is_usage(&ProfileError::NoNodes { path: "roost.toml".into() }.into()));
-        assert!(is_usage(&Usage("no".to_owned()).into()));
+        assert!(is_usage(&usage("no")));
         assert!(!is_usage(&InferError::Cancelled.into()));
     }
 }

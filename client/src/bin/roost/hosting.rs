@@ -1,4 +1,5 @@
-//! Who hosts a version and how far each node is: owners by placement, and every other node that reports something.
+//! Who hosts a version and how far each node is: owners by placement, and every other node that reports
+//! something.
 
 use std::collections::BTreeSet;
 
@@ -53,7 +54,8 @@ pub fn hosting(
     let owners: BTreeSet<NodeId> = owners(view, ring, model, version).into_iter().collect();
     let excluded = view.models.get(model).and_then(|model| model.versions.get(&version)).map(|v| &v.excluded);
     let reporting = soft.nodes.keys().filter(|id| soft.stage(**id, model, version).is_some());
-    let all: BTreeSet<NodeId> = owners.iter().chain(reporting).chain(excluded.into_iter().flatten()).copied().collect();
+    let all: BTreeSet<NodeId> =
+        owners.iter().chain(reporting).chain(excluded.into_iter().flatten()).copied().collect();
     let of = |id: NodeId| {
         let report = soft.nodes.get(&id);
         let version_report = report
@@ -91,7 +93,7 @@ pub fn wanted(view: &View, ring: &Ring, model: &ModelName, version: Version) -> 
 
 fn detail(stage: &Stage) -> Option<String> {
     match stage {
-        Stage::Fetching { bytes, of } if *of > 0 => Some(format!("{} %", bytes * 100 / of)),
+        Stage::Fetching { bytes, of } if *of > 0 => Some(format!("{} %", bytes.saturating_mul(100) / of)),
         Stage::Failed { reason } => Some(reason.clone()),
         Stage::Fetching { .. }
         | Stage::Verifying
@@ -116,7 +118,8 @@ mod tests {
         let lines: Vec<String> = hosting.iter().map(|h| format!("{} {}", h.owner, h.text())).collect();
         expect_test::expect![[r#"
             true w1 (failed: the graph has an unknown operator Foo)
-            true w2"#]].assert_eq(&lines.join("\n"));
+            true w2"#]]
+        .assert_eq(&lines.join("\n"));
         assert_eq!(wanted(&view, &view.ring(), &example::digits(), Version(2)), 2);
         assert_eq!(wanted(&view, &view.ring(), &example::digits(), Version(9)), 0);
     }

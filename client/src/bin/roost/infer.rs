@@ -3,6 +3,7 @@
 mod answer;
 mod inputs;
 mod json;
+mod labels;
 mod picture;
 mod rows;
 mod subject;
@@ -12,16 +13,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use roost_client::Response;
 use roost_client::client::Client;
 use roost_protocol::view::View;
 use roost_protocol::{InferError, Target, Tensor};
 use tokio::time::Instant;
 
-use crate::failure;
+use crate::failure::{self, usage};
 use crate::output::{self, Output};
-use crate::session::{Session, usage};
+use crate::session::Session;
 use answer::{Answer, Tally};
 use inputs::InputFile;
 use rows::Rows;
@@ -32,13 +33,14 @@ const DEADLINE_MS_MAX: u64 = 86_400_000;
 
 /// A request.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("inputs").args(["input", "image"]).required(true)))]
 #[command(after_help = "\
-Files are .npy, or .json with nested arrays. Numbers in JSON become f32; NAME:TYPE=FILE states another type, as in
-ids:i64=ids.json. Pictures (PNG, JPEG) become the input that [image] of the version's model.toml describes: the largest
-centred part is resized.
+Files are .npy, or .json with nested arrays. Numbers in JSON become f32; NAME:TYPE=FILE states another
+type, as in ids:i64=ids.json. Pictures (PNG, JPEG) become the input that [image] of the version's
+model.toml describes: the largest centred part is resized.
 
-Labels are shown with the model's probabilities. Scores that are no probabilities are put through a softmax, and the
-answer says so.
+Labels are shown with the model's probabilities. Scores that are no probabilities are put through a
+softmax, and the answer says so.
 
 Examples:
   roost infer digits --key user-42 --input image=images.npy --rows 0..4
@@ -52,10 +54,10 @@ pub struct InferArguments {
     #[arg(long)]
     key: Option<String>,
     /// An input of the model, from a .npy or .json file; may be given for each input
-    #[arg(long, value_name = "NAME[:TYPE]=FILE", required_unless_present = "image")]
+    #[arg(long, value_name = "NAME[:TYPE]=FILE")]
     input: Vec<InputFile>,
     /// Pictures, each a row
-    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "input")]
+    #[arg(long, value_name = "FILE", num_args = 1..)]
     image: Vec<PathBuf>,
     /// Takes these rows of each input only: A..B without B, counted from 0; also A.., ..B, A
     #[arg(long, value_name = "A..B", conflicts_with = "image")]
@@ -161,7 +163,7 @@ fn from_files(view: &View, arguments: &InferArguments) -> anyhow::Result<Batch> 
         names = Some((chosen.start()..chosen.start() + count).map(|row| row.to_string()).collect());
     }
     let rows = names.ok_or_else(|| {
-        usage("--rows takes rows of inputs that have some, which [batch_axes] of model.toml says of none of these")
+        usage("--rows takes rows of inputs that [batch_axes] of model.toml lists; none of these is")
     })?;
     Ok(Batch { inputs, rows })
 }

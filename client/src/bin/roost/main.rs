@@ -1,9 +1,9 @@
 //! `roost`: the command line of a Roost cluster.
 //!
-//! In reading order: [`arguments`] is the grammar; [`profile`] and [`session`] lead to the cluster; [`push`], [`models`],
-//! [`rollout`], [`infer`], [`cluster`] and [`certs`] are the commands; [`output`], [`table`] and [`moment`] say how
-//! their reports are printed, [`failure`] what is printed instead. Reports are made by pure functions of what the
-//! cluster answered, so that they are tested without one.
+//! In reading order: [`arguments`] is the grammar; [`profile`] and [`session`] lead to the cluster;
+//! [`push`], [`models`], [`rollout`], [`infer`], [`cluster`] and [`certs`] are the commands; [`output`],
+//! [`table`] and [`moment`] say how their reports are printed, [`failure`] what is printed instead. Reports
+//! are made by pure functions of what the cluster answered, so that they are tested without one.
 
 mod arguments;
 mod certs;
@@ -30,7 +30,8 @@ use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
 use arguments::{Arguments, Command, OnCluster};
-use session::{Global, Session, usage};
+use failure::usage;
+use session::{Global, Session};
 
 fn main() -> ExitCode {
     let done = start_log().and_then(|()| run(Arguments::parse()));

@@ -28,7 +28,7 @@ pub struct ModelArgument {
 #[derive(Debug, Subcommand)]
 pub enum LabelCommand {
     /// Puts a label on a version; taken from the version that had it
-    #[command(after_help = "Example:\n  roost label set digits@2 prod     then `roost infer digits:prod` asks for it")]
+    #[command(after_help = "Example:\n  roost label set digits@2 prod     for `roost infer digits:prod`")]
     Set {
         /// The version
         #[arg(value_name = "MODEL@VERSION")]
@@ -93,13 +93,20 @@ impl Report for Models {
         if self.0.is_empty() {
             return "no models yet; `roost push MODEL FOLDER` makes one\n".to_owned();
         }
-        let columns =
-            [left("MODEL"), left("STABLE"), left("CANARY"), right("VERSIONS"), right("REVISION"), left("LABELS")];
+        let columns = [
+            left("MODEL"),
+            left("STABLE"),
+            left("CANARY"),
+            right("VERSIONS"),
+            right("REVISION"),
+            left("LABELS"),
+        ];
         let mut table = Table::new(columns);
         for line in &self.0 {
             let canary = line.canary.as_ref();
             let canary = canary.map(|c| format!("@{} {}%", c.version, c.share_percent)).unwrap_or_default();
-            let labels: Vec<_> = line.labels.iter().map(|(label, version)| format!("{label}=@{version}")).collect();
+            let labels: Vec<_> =
+                line.labels.iter().map(|(label, version)| format!("{label}=@{version}")).collect();
             table.row([
                 line.model.clone(),
                 format!("@{}", line.stable),
@@ -261,7 +268,6 @@ pub async fn label(session: &Session, command: LabelCommand) -> anyhow::Result<(
     Ok(session.output.print(&labelled)?)
 }
 
-
 #[cfg(test)]
 mod tests {
     use roost_protocol::Digest;
@@ -284,8 +290,25 @@ mod tests {
         expect_test::expect![[r#"
             MODEL   STABLE  CANARY  VERSIONS  REVISION  LABELS
             digits  @1      @2 20%         4         3  prod=@1
-        "#]].assert_eq(&models.text());
-        expect_test::expect![[r#"[{"model":"digits","stable":1,"canary":{"version":2,"share_percent":20.0},"revision":3,"versions":4,"labels":{"prod":1}}]"#]].assert_eq(&serde_json::to_string(&models).unwrap());
+        "#]]
+        .assert_eq(&models.text());
+        expect_test::expect![[r#"
+            [
+              {
+                "model": "digits",
+                "stable": 1,
+                "canary": {
+                  "version": 2,
+                  "share_percent": 20.0
+                },
+                "revision": 3,
+                "versions": 4,
+                "labels": {
+                  "prod": 1
+                }
+              }
+            ]"#]]
+        .assert_eq(&serde_json::to_string_pretty(&models).unwrap());
         assert!(Models::of(Vec::new()).text().starts_with("no models yet"));
     }
 
@@ -307,6 +330,19 @@ mod tests {
             digits@3  previous       0%          2026-02-03T04:05:06Z  anna  4.39 KiB  084fed08b978
             digits@4                             2026-02-03T04:05:06Z  anna  5.86 KiB  e52d9c508c50
         "#]].assert_eq(&versions.text());
-        expect_test::expect![[r#"{"version":"digits@2","number":2,"traffic_percent":20.0,"role":"canary","labels":[],"pushed_at":"2026-02-03T04:05:06Z","pushed_by":"anna","bytes":3000,"digest":"dbc1b4c900ffe48d575b5da5c638040125f65db0fe3e24494b76ea986457d986","note":"a net\nof two lines"}"#]].assert_eq(&serde_json::to_string(&versions.0[1]).unwrap());
+        expect_test::expect![[r#"
+            {
+              "version": "digits@2",
+              "number": 2,
+              "traffic_percent": 20.0,
+              "role": "canary",
+              "labels": [],
+              "pushed_at": "2026-02-03T04:05:06Z",
+              "pushed_by": "anna",
+              "bytes": 3000,
+              "digest": "dbc1b4c900ffe48d575b5da5c638040125f65db0fe3e24494b76ea986457d986",
+              "note": "a net\nof two lines"
+            }"#]]
+        .assert_eq(&serde_json::to_string_pretty(&versions.0[1]).unwrap());
     }
 }

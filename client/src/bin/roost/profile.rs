@@ -1,6 +1,7 @@
 //! The profile: which cluster, and as whom.
 //!
-//! A TOML file. Paths in it are relative to its folder; unknown keys are refused, so that a typing error is not silent.
+//! A TOML file. Paths in it are relative to its folder; unknown keys are refused, so that a typing error is
+//! not silent.
 
 use std::path::{Path, PathBuf};
 
@@ -70,9 +71,13 @@ impl ProfileError {
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::None { .. } => "name one with --profile FILE or ROOST_PROFILE; `roost help` shows what is in it",
+            Self::None { .. } => {
+                "name one with --profile FILE or ROOST_PROFILE; `roost help` shows what is in it"
+            }
             Self::Read { .. } => "--profile or ROOST_PROFILE names it; is the path right?",
-            Self::Toml { .. } => "a profile has the keys nodes, ca, certificate and key; `roost help` shows one",
+            Self::Toml { .. } => {
+                "a profile has the keys nodes, ca, certificate and key; `roost help` shows one"
+            }
             Self::NoNodes { .. } => "give the addresses of some nodes, as in nodes = [\"10.0.0.1:7400\"]",
             Self::Node { .. } => "an address has a port, as in \"10.0.0.1:7400\" or \"[fd00::1]:7400\"",
         }
@@ -80,7 +85,8 @@ impl ProfileError {
 }
 
 impl Profile {
-    /// Reads the profile that was named, or else the first that lies where they are searched: `./roost.toml`, then
+    /// Reads the profile that was named, or else the first that lies where they are searched:
+    /// `./roost.toml`, then
     /// `roost/roost.toml` in `user_folder`.
     ///
     /// # Errors
@@ -90,7 +96,10 @@ impl Profile {
             return Self::read(path);
         }
         let places: Vec<PathBuf> =
-            [Some(Path::new(".").join(LOCAL)), user_folder.map(|folder| folder.join(USER))].into_iter().flatten().collect();
+            [Some(Path::new(".").join(LOCAL)), user_folder.map(|folder| folder.join(USER))]
+                .into_iter()
+                .flatten()
+                .collect();
         match places.iter().find(|path| path.is_file()) {
             Some(path) => Self::read(path),
             None => Err(ProfileError::None {
@@ -139,7 +148,8 @@ pub fn user_folder() -> Option<PathBuf> {
 fn is_address(text: &str) -> bool {
     text.rsplit_once(':').is_some_and(|(host, port)| {
         // A bare IPv6 address has colons of its own; which of them is ahead of the port nobody could tell.
-        let one_host = !host.is_empty() && (!host.contains(':') || host.starts_with('[') && host.ends_with(']'));
+        let one_host =
+            !host.is_empty() && (!host.contains(':') || host.starts_with('[') && host.ends_with(']'));
         one_host && port.parse::<u16>().is_ok_and(|port| port > 0)
     })
 }
@@ -148,8 +158,12 @@ fn is_address(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    const GOOD: &str =
-        "nodes = [\"10.0.0.1:7400\", \"[fd00::1]:7400\"]\nca = \"certs/ca.pem\"\ncertificate = \"anna.pem\"\nkey = \"/keys/anna.key\"\n";
+    const GOOD: &str = r#"
+nodes = ["10.0.0.1:7400", "[fd00::1]:7400"]
+ca = "certs/ca.pem"
+certificate = "anna.pem"
+key = "/keys/anna.key"
+"#;
 
     #[test]
     fn paths_are_relative_to_the_profile() {
@@ -169,9 +183,9 @@ mod tests {
             "key =",
             "keys =",
             expect_test::expect![[r#"
-                the profile roost.toml: TOML parse error at line 4, column 1
+                the profile roost.toml: TOML parse error at line 5, column 1
                   |
-                4 | keys = "/keys/anna.key"
+                5 | keys = "/keys/anna.key"
                   | ^^^^
                 unknown field `keys`, expected one of `nodes`, `ca`, `certificate`, `key`
                 a profile has the keys nodes, ca, certificate and key; `roost help` shows one

@@ -13,12 +13,15 @@ use serde::Serialize;
 use crate::output::Report;
 use crate::session::Session;
 
+/// The line of progress.
+const PROGRESS: &str = "{msg} {bar:24} {bytes} of {total_bytes}, {bytes_per_sec}";
+
 /// A push.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-FOLDER holds model.onnx, model.toml if there is one, and files of external data. Subfolders and names that start with
-a dot are left out. The first version of a model serves all its traffic at once; every other waits for
-`roost rollout start`.
+FOLDER holds model.onnx, model.toml if there is one, and files of external data. Subfolders and names
+that start with a dot are left out. The first version of a model serves all its traffic at once; every
+other waits for `roost rollout start`.
 
 Example:
   roost push digits models/digits/v2 --note \"a convolutional net, 98.7 %\"")]
@@ -41,7 +44,6 @@ struct PushReport {
     stable: bool,
     digest: String,
     bytes: u64,
-    files: usize,
 }
 
 impl PushReport {
@@ -54,7 +56,6 @@ impl PushReport {
             stable: pushed.stable,
             digest: files.digest().to_string(),
             bytes: files.bytes(),
-            files: files.files().len(),
         }
     }
 }
@@ -67,7 +68,7 @@ impl Report for PushReport {
         } else {
             format!("it takes no traffic yet; next: roost rollout start {version} --steps 20%")
         };
-        format!("{version} ({}, {} files): {serves}\n", HumanBytes(self.bytes), self.files)
+        format!("{version} ({}): {serves}\n", HumanBytes(self.bytes))
     }
 }
 
@@ -96,9 +97,12 @@ pub async fn run(session: &Session, arguments: PushArguments) -> anyhow::Result<
 
 /// On a terminal only: a log is no place for it.
 fn progress_bar(bytes: u64) -> ProgressBar {
-    let target =
-        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = ProgressStyle::with_template("{msg} {bar:24} {bytes} of {total_bytes}, {bytes_per_sec}");
+    let target = if std::io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    let style = ProgressStyle::with_template(PROGRESS);
     let bar = ProgressBar::with_draw_target(Some(bytes), target);
     match style {
         Ok(style) => bar.with_style(style),
@@ -123,15 +127,16 @@ mod tests {
     #[test]
     fn a_push_says_whether_the_version_serves() {
         expect_test::expect![[r#"
-            digits@2 (2.93 KiB, 1 files): it takes no traffic yet; next: roost rollout start digits@2 --steps 20%
-            digits@2 (2.93 KiB, 1 files): it is the first of digits and takes all its traffic as soon as it is loaded
-        "#]].assert_eq(&(report(false).text() + &report(true).text()));
+            digits@2 (2.93 KiB): it takes no traffic yet; next: roost rollout start digits@2 --steps 20%
+            digits@2 (2.93 KiB): it is the first of digits and takes all its traffic as soon as it is loaded
+        "#]]
+        .assert_eq(&(report(false).text() + &report(true).text()));
         let json = serde_json::to_value(report(true)).unwrap();
         assert_eq!((&json["version"], &json["stable"]), (&"digits@2".into(), &true.into()));
     }
 
     #[test]
     fn the_line_of_progress_is_well_formed() {
-        ProgressStyle::with_template("{msg} {bar:24} {bytes} of {total_bytes}, {bytes_per_sec}").unwrap();
+        ProgressStyle::with_template(PROGRESS).unwrap();
     }
 }

@@ -9,24 +9,28 @@ use roost_client::client::{Client, ClientConfig, CredentialsSource};
 use roost_protocol::view::Published;
 use tokio::time::{Instant, timeout_at};
 
-use crate::failure::Usage;
 use crate::output::Output;
 use crate::profile::{self, Profile};
 
 /// A day: longer is a typing error, and timers overflow some time after.
 const TIMEOUT_S_MAX: f64 = 86_400.0;
 
+/// Keeps them apart from a command's own options.
+const HEADING: &str = "Options of all commands";
+
 /// What all commands understand.
 #[derive(Debug, Args)]
 pub struct Global {
-    /// The profile: which cluster, and as whom [default: ./roost.toml, then ~/.config/roost/roost.toml]
-    #[arg(long, global = true, value_name = "FILE", env = "ROOST_PROFILE", hide_env_values = true)]
+    /// Which cluster, and as whom [default: ./roost.toml, then ~/.config/roost/roost.toml]
+    #[arg(long, global = true, value_name = "FILE", help_heading = HEADING)]
+    #[arg(env = "ROOST_PROFILE", hide_env_values = true)]
     pub profile: Option<PathBuf>,
-    /// How long the command may take in all [default: 10 s to connect, 10 s for a change; a push what it needs]
-    #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
+    /// How long it may take in all [default: 10 to connect, 10 for a change; a push what it needs]
+    #[arg(long, global = true, value_name = "SECONDS", help_heading = HEADING, value_parser = seconds)]
     pub timeout: Option<Duration>,
-    /// For whom to print
-    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t = Output::Text)]
+    /// What to print: text for people, json for programs
+    #[arg(long, global = true, value_name = "FORMAT", help_heading = HEADING, hide_possible_values = true)]
+    #[arg(value_enum, default_value_t = Output::Text)]
     pub output: Output,
 }
 
@@ -69,7 +73,7 @@ impl Session {
         match self.until {
             None => work.await,
             Some(until) => timeout_at(until, work).await.context(
-                "not done within --timeout; a change that was sent may still be made, so look before asking anew",
+                "not done within --timeout; a change may still be made, so look before asking anew",
             )?,
         }
     }
@@ -88,11 +92,6 @@ fn config(profile: Profile) -> ClientConfig {
         "[::]:0".clone_into(&mut config.bind);
     }
     config
-}
-
-/// What does not make sense together.
-pub fn usage(text: impl Into<String>) -> anyhow::Error {
-    Usage(text.into()).into()
 }
 
 #[cfg(test)]

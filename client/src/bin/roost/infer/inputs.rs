@@ -12,7 +12,8 @@ use roost_protocol::{DType, Tensor};
 
 use super::json::{self, JsonError};
 
-/// A file of a tensor. The largest tensor in JSON, at four characters an element, or in `.npy` with its header, fits.
+/// A file of a tensor. The largest tensor in JSON, at four characters an element, or in `.npy` with its
+/// header, fits.
 const FILE_BYTES_MAX: u64 = TENSOR_BYTES_MAX + (1 << 20);
 
 /// An input and its file, written `NAME=FILE` or `NAME:TYPE=FILE`.
@@ -30,7 +31,9 @@ pub struct InputFile {
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
     /// A text that is not `NAME=FILE`.
-    #[error("an input is NAME=FILE or NAME:TYPE=FILE, as in image=seven.npy or ids:i64=ids.json; {0:?} is neither")]
+    #[error(
+        "an input is NAME=FILE or NAME:TYPE=FILE, as in image=seven.npy or ids:i64=ids.json; {0:?} is neither"
+    )]
     Text(String),
     /// The file cannot be read.
     #[error("cannot read {}", path.display())]
@@ -93,7 +96,8 @@ impl FromStr for InputFile {
     fn from_str(text: &str) -> Result<Self, InputError> {
         let bad = || InputError::Text(text.to_owned());
         let (name, path) = text.split_once('=').ok_or_else(bad)?;
-        // Exporters write names such as `input:0`, so what follows a colon is a type only if it is the name of one.
+        // Exporters write names such as `input:0`, so what follows a colon is a type only if it is the name
+        // of one.
         let typed = name.rsplit_once(':').and_then(|(name, dtype)| Some((name, dtype_of(dtype)?)));
         let (name, dtype) = typed.map_or((name, None), |(name, dtype)| (name, Some(dtype)));
         if name.is_empty() || name.len() > TENSOR_NAME_BYTES_MAX || path.is_empty() {
@@ -116,8 +120,8 @@ impl InputFile {
         let path = self.path.clone();
         match self.path.extension().and_then(|extension| extension.to_str()) {
             Some("npy") => {
-                let tensor =
-                    npy::read(&bytes(&path)?).map_err(|source| InputError::Npy { path: path.clone(), source })?;
+                let tensor = npy::read(&bytes(&path)?)
+                    .map_err(|source| InputError::Npy { path: path.clone(), source })?;
                 let actual = tensor.dtype();
                 match self.dtype {
                     Some(stated) if stated != actual => Err(InputError::OtherType { path, actual, stated }),

@@ -1,7 +1,7 @@
 //! Tensors from JSON: nested arrays of numbers, booleans or texts.
 //!
-//! Without a stated element type numbers become `f32`, booleans `bool` and texts `string`. A number that the type cannot
-//! hold is refused, never cut.
+//! Without a stated element type numbers become `f32`, booleans `bool` and texts `string`. A number that the
+//! type cannot hold is refused, never cut.
 
 use half::{bf16, f16};
 use roost_protocol::limits::TENSOR_RANK_MAX;
@@ -218,7 +218,11 @@ mod tests {
             assert_eq!(read(text.as_bytes(), dtype).unwrap_err().to_string(), expected);
         };
         check("[1,", None, "not JSON: EOF while parsing a value at line 1 column 3");
-        check("[[1, 2], [3]]", None, "the arrays are ragged: [1] is an array of 1, the first beside it an array of 2");
+        check(
+            "[[1, 2], [3]]",
+            None,
+            "the arrays are ragged: [1] is an array of 1, the first beside it an array of 2",
+        );
         check("[[1], 2]", None, "the arrays are ragged: [1] is no array, the first beside it an array of 1");
         check("[1, [2]]", None, "the arrays are ragged: [1] is an array of 1, the first beside it no array");
         check("[[1], [null]]", None, "the element null at [1][0] is no f32");

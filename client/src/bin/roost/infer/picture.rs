@@ -1,8 +1,9 @@
-//! Pictures become tensors as the manifest's `[image]` says: cut, resized, then per channel `(pixel · scale - mean) / std`.
+//! Pictures become tensors as the manifest's `[image]` says: cut, resized, then per channel `(pixel · scale
+//! - mean) / std`.
 //!
-//! The largest centred part of the target's proportions is kept, as most image models were trained, rather than the whole
-//! squeezed. Resizing is by a triangle filter as wide as a target pixel, so that shrinking averages and does not skip.
-//! Transparency is ignored.
+//! The largest centred part of the target's proportions is kept, as most image models were trained, rather
+//! than the whole squeezed. Resizing is by a triangle filter as wide as a target pixel, so that shrinking
+//! averages and does not skip. Transparency is ignored.
 
 use image::DynamicImage;
 use image::imageops::FilterType;
@@ -23,8 +24,7 @@ pub fn tensor(pictures: &[DynamicImage], input: &ImageInput) -> Result<Tensor, T
 
 /// A picture's values, channel by channel, each row by row.
 fn values(picture: &DynamicImage, input: &ImageInput) -> Vec<f32> {
-    let (x, y, width, height) =
-        centred(picture.width(), picture.height(), input.width, input.height);
+    let (x, y, width, height) = centred(picture.width(), picture.height(), input.width, input.height);
     let picture = picture.crop_imm(x, y, width, height);
     let picture = picture.resize_exact(input.width, input.height, FilterType::Triangle);
     // Interleaved bytes, and where each channel of the input lies among them.
@@ -41,9 +41,11 @@ fn values(picture: &DynamicImage, input: &ImageInput) -> Vec<f32> {
     order.iter().enumerate().flat_map(of_channel).collect()
 }
 
-/// The largest centred part of a picture that has the target's proportions: its left, its top, its width and height.
+/// The largest centred part of a picture that has the target's proportions: its left, its top, its width and
+/// height.
 fn centred(width: u32, height: u32, target_width: u32, target_height: u32) -> (u32, u32, u32, u32) {
-    let (wide, high) = (u64::from(width) * u64::from(target_height), u64::from(height) * u64::from(target_width));
+    let (wide, high) =
+        (u64::from(width) * u64::from(target_height), u64::from(height) * u64::from(target_width));
     // To the nearest pixel, and never to none.
     let part = |of: u32, times: u32, by: u32| {
         let (product, by) = (u64::from(of) * u64::from(times), u64::from(by));
@@ -120,8 +122,10 @@ mod tests {
     fn brightness_weighs_the_colours() {
         let white = RgbImage::from_pixel(1, 1, Rgb([255, 255, 255]));
         assert_eq!(values_of(white.into(), &input(1, 1, Channels::Gray)), [255.0]);
-        let green = values_of(RgbImage::from_pixel(1, 1, Rgb([0, 255, 0])).into(), &input(1, 1, Channels::Gray));
-        let blue = values_of(RgbImage::from_pixel(1, 1, Rgb([0, 0, 255])).into(), &input(1, 1, Channels::Gray));
+        let green =
+            values_of(RgbImage::from_pixel(1, 1, Rgb([0, 255, 0])).into(), &input(1, 1, Channels::Gray));
+        let blue =
+            values_of(RgbImage::from_pixel(1, 1, Rgb([0, 0, 255])).into(), &input(1, 1, Channels::Gray));
         assert!(green[0] > 5.0 * blue[0], "{green:?} {blue:?}");
     }
 

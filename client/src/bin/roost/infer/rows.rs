@@ -73,7 +73,8 @@ impl Rows {
     /// [`RowsError`] when the tensor has no such axis, or fewer rows.
     pub fn of(self, tensor: &Tensor, axis: usize) -> Result<Tensor, RowsError> {
         let shape = tensor.shape();
-        let rows = *shape.dims().get(axis).ok_or_else(|| RowsError::Axis { shape: shape.to_string(), axis })?;
+        let rows =
+            *shape.dims().get(axis).ok_or_else(|| RowsError::Axis { shape: shape.to_string(), axis })?;
         let (start, end) = (self.start, self.end.unwrap_or(rows));
         if start >= end || end > rows {
             return Err(RowsError::Range { start, end, rows });
@@ -82,7 +83,8 @@ impl Rows {
         // The tensor is there, so neither product overflows.
         let outer: u64 = shape.dims()[..axis].iter().product();
         let inner: u64 = shape.dims()[axis + 1..].iter().product();
-        let runs = (0..outer).map(|i| ((i * rows + start) * inner) as usize..((i * rows + end) * inner) as usize);
+        let runs =
+            (0..outer).map(|i| ((i * rows + start) * inner) as usize..((i * rows + end) * inner) as usize);
         let Some(width) = tensor.dtype().element_bytes() else {
             let texts: Vec<&str> = tensor.view().strings()?.collect();
             let chosen: Vec<&str> = runs.flat_map(|run| &texts[run]).copied().collect();

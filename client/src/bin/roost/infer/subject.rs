@@ -1,10 +1,12 @@
-//! What a request is about, by the view: the versions that may answer it, and what their manifests say of inputs.
+//! What a request is about, by the view: the versions that may answer it, and what their manifests say of
+//! inputs.
 
 use roost_protocol::manifest::{ImageInput, Manifest};
 use roost_protocol::view::View;
 use roost_protocol::{InferError, ModelVersion, Target, Version};
 
-/// The versions that may answer a request: one, or two while a rollout splits the traffic. Stable comes first.
+/// The versions that may answer a request: one, or two while a rollout splits the traffic. Stable comes
+/// first.
 #[derive(Debug)]
 pub struct Subject<'a> {
     versions: Vec<(ModelVersion, &'a Manifest)>,
@@ -14,7 +16,7 @@ pub struct Subject<'a> {
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum PictureError {
     /// The manifest has no `[image]`.
-    #[error("{version} does not say how a picture becomes an input; give --input, or push it with [image] in model.toml")]
+    #[error("{version} has no [image] in its model.toml, so a picture cannot become an input; give --input")]
     NoPictures {
         /// The version.
         version: ModelVersion,
@@ -33,8 +35,8 @@ impl<'a> Subject<'a> {
     /// The versions that may answer a request for `target`.
     ///
     /// # Errors
-    /// [`InferError::UnknownModel`], [`InferError::UnknownVersion`] or [`InferError::UnknownLabel`] when the view has no
-    /// such thing.
+    /// [`InferError::UnknownModel`], [`InferError::UnknownVersion`] or [`InferError::UnknownLabel`] when the
+    /// view has no such thing.
     pub fn of(view: &'a View, target: &Target) -> Result<Self, InferError> {
         let name = target.model();
         let model =
@@ -46,7 +48,8 @@ impl<'a> Subject<'a> {
             }
             Target::Pinned(pinned) => vec![pinned.version],
             Target::Labelled(_, label) => {
-                let unknown = || InferError::UnknownLabel { model: name.to_string(), label: label.to_string() };
+                let unknown =
+                    || InferError::UnknownLabel { model: name.to_string(), label: label.to_string() };
                 vec![*model.labels.get(label).ok_or_else(unknown)?]
             }
         };
@@ -61,7 +64,8 @@ impl<'a> Subject<'a> {
         Ok(Self { versions: numbers.into_iter().map(hosted).collect::<Result<_, InferError>>()? })
     }
 
-    /// The axis of an input's rows, as the first version has it. Without any batched input it is the outermost.
+    /// The axis of an input's rows, as the first version has it. Without any batched input it is the
+    /// outermost.
     pub fn row_axis(&self, input: &str) -> Option<usize> {
         let axes = self.versions.first().map(|(_, manifest)| &manifest.batch_axes)?;
         if axes.is_empty() { Some(0) } else { axes.get(input).map(|axis| usize::from(*axis)) }
@@ -122,7 +126,8 @@ mod tests {
         }
     }
 
-    /// A view of a model `m` with the given manifests as versions 1, 2, ..., the second a canary and labelled `new`.
+    /// A view of a model `m` with the given manifests as versions 1, 2, ..., the second a canary and
+    /// labelled `new`.
     fn view(manifests: Vec<Manifest>) -> View {
         let hosted = |manifest| HostedVersion {
             digest: Digest::of(b""),
@@ -151,7 +156,11 @@ mod tests {
     }
 
     fn image_of(view: &View, target: &str) -> Result<ImageInput, String> {
-        Subject::of(view, &target.parse().unwrap()).unwrap().image().cloned().map_err(|error| error.to_string())
+        Subject::of(view, &target.parse().unwrap())
+            .unwrap()
+            .image()
+            .cloned()
+            .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -166,7 +175,7 @@ mod tests {
         assert_eq!(image_of(&different, "m@2").unwrap(), image(16));
         assert_eq!(image_of(&different, "m:new").unwrap(), image(16));
         let without = view(vec![with_image(8), Manifest::default()]);
-        assert!(image_of(&without, "m").unwrap_err().starts_with("m@2 does not say"));
+        assert!(image_of(&without, "m").unwrap_err().starts_with("m@2 has no [image]"));
     }
 
     #[test]
@@ -174,7 +183,9 @@ mod tests {
         let view = view(vec![Manifest::default()]);
         let error = |target: &str| Subject::of(&view, &target.parse().unwrap()).unwrap_err();
         assert_eq!(error("n"), InferError::UnknownModel { model: "n".to_owned() });
-        assert!(matches!(error("m@7"), InferError::UnknownVersion { version: 7, hosted, .. } if hosted == [1]));
+        assert!(
+            matches!(error("m@7"), InferError::UnknownVersion { version: 7, hosted, .. } if hosted == [1])
+        );
         assert!(matches!(error("m:prod"), InferError::UnknownLabel { .. }));
     }
 

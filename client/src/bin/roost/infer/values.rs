@@ -92,7 +92,8 @@ mod tests {
     fn texts_are_short_and_arrays_whole() {
         let floats = Tensor::from_elements(&[1, 14], (0..14).map(|i| i as f32 / 8.0).collect()).unwrap();
         let values = Values::of(&floats).unwrap();
-        assert_eq!(values.short(), "0 0.125 0.25 0.375 0.5 0.625 0.75 0.875 1 1.125 1.25 1.375 … 14 in all");
+        let expected = "0 0.125 0.25 0.375 0.5 0.625 0.75 0.875 1 1.125 1.25 1.375 … 14 in all";
+        assert_eq!(values.short(), expected);
         assert!(serde_json::to_string(&values).unwrap().ends_with(",1.5,1.625]"));
         let tenth = Tensor::from_elements(&[2], vec![0.1f32, f32::NAN]).unwrap();
         assert_eq!(serde_json::to_string(&Values::of(&tenth).unwrap()).unwrap(), "[0.1,null]");
@@ -100,11 +101,15 @@ mod tests {
 
     #[test]
     fn every_type_has_values() {
-        let check = |tensor: Tensor, expected: &str| assert_eq!(Values::of(&tensor).unwrap().short(), expected);
+        let check =
+            |tensor: Tensor, expected: &str| assert_eq!(Values::of(&tensor).unwrap().short(), expected);
         check(Tensor::from_elements(&[2], vec![i64::MIN, 2]).unwrap(), "-9223372036854775808 2");
         check(Tensor::from_elements(&[1], vec![u64::MAX]).unwrap(), "18446744073709551615");
         check(Tensor::from_elements(&[1], vec![f16::from_f32(0.5)]).unwrap(), "0.5");
-        check(Tensor::from_elements(&[3], vec![1e-9f64, -2.5e9, f64::INFINITY]).unwrap(), "1.000e-9 -2.500e9 inf");
+        check(
+            Tensor::from_elements(&[3], vec![1e-9f64, -2.5e9, f64::INFINITY]).unwrap(),
+            "1.000e-9 -2.500e9 inf",
+        );
         check(Tensor::from_strings(&[2], &["a b", ""]).unwrap(), "\"a b\" \"\"");
         let flags = Tensor::new(DType::Bool, shape_of_two(), vec![1, 0].into()).unwrap();
         check(flags, "true false");

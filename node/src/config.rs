@@ -1,0 +1,310 @@
+//! The cluster config: one file that names the nodes, what each does, and where.
+//!
+//! The same file serves all nodes; each is told its name. Paths are relative to the file's folder, and `{name}` in them
+//! stands for the node's name. Unknown keys are refused. The coordinators that it lists form the group once; after that
+//! the committed membership is the truth.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use roost_protocol::quic::Role;
+use roost_protocol::{ClusterName, NodeName};
+use serde::Deserialize;
+
+use crate::telemetry::TelemetryConfig;
+use crate::worker::WorkerConfig;
+
+/// A whole cluster, as its config file says.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// The cluster's name, as in its certificates.
+    pub cluster: ClusterName,
+    /// Where certificates lie.
+    #[serde(default)]
+    pub tls: TlsConfig,
+    /// The nodes.
+    #[serde(rename = "node", default)]
+    pub nodes: Vec<NodeEntry>,
+    /// The bounds of workers.
+    #[serde(default)]
+    pub worker: WorkerConfig,
+    /// Logs and spans.
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
+    /// Where ONNX Runtime lies.
+    #[serde(default)]
+    pub onnxruntime: OnnxRuntimeConfig,
+}
+
+/// Where certificates lie.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsConfig {
+    /// The CAs that peers are judged by. Default `certs/ca.pem`.
+    pub ca: String,
+    /// The node's certificate. Default `certs/{name}.pem`.
+    pub certificate: String,
+    /// Its key. Default `certs/{name}.key`.
+    pub key: String,
+}
+
+impl Default for TlsConfig {
+    fn default() -> Self {
+        Self {
+            ca: "certs/ca.pem".to_owned(),
+            certificate: "certs/{name}.pem".to_owned(),
+            key: "certs/{name}.key".to_owned(),
+        }
+    }
+}
+
+/// Where ONNX Runtime lies.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OnnxRuntimeConfig {
+    /// The library's file. Without it, the usual places are searched.
+    pub library: Option<String>,
+}
+
+/// One node.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeEntry {
+    /// Its name, as in its certificate.
+    pub name: NodeName,
+    /// What it does: `coordinator`, `worker`.
+    pub roles: BTreeSet<ConfigRole>,
+    /// `host:port` of its worker endpoint, as others reach it. Needed by workers.
+    pub address: Option<String>,
+    /// `host:port` of its coordinator endpoint, as others reach it. Needed by coordinators.
+    pub coordinator_address: Option<String>,
+    /// Its data folder. Default `data/{name}`.
+    #[serde(default = "default_data")]
+    pub data: String,
+    /// Where it stands; replicas prefer different zones. Default: nowhere in particular.
+    #[serde(default)]
+    pub zone: String,
+    /// Labels that a manifest may ask for.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+fn default_data() -> String {
+    "data/{name}".to_owned()
+}
+
+/// What a node does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConfigRole {
+    /// Takes part in Raft.
+    Coordinator,
+    /// Hosts versions.
+    Worker,
+}
+
+impl ConfigRole {
+    /// The role that a certificate must have for it.
+    pub fn role(self) -> Role {
+        match self {
+            Self::Coordinator => Role::Coordinator,
+            Self::Worker => Role::Worker,
+        }
+    }
+}
+
+/// Why a config is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's error.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of another type.
+    #[error("the cluster config: {0}")]
+    Toml(#[from] toml::de::Error),
+    /// Two nodes of one name.
+    #[error("two nodes are named {0}; each node has a name of its own")]
+    DuplicateName(NodeName),
+    /// Two endpoints at one address.
+    #[error("{0} is the address of two endpoints; each has one of its own")]
+    DuplicateAddress(String),
+    /// A node that does nothing.
+    #[error("node {0} has no role; give it roles = [\"coordinator\"], [\"worker\"] or both")]
+    NoRole(NodeName),
+    /// A role without its address.
+    #[error(
+        "node {node} is a {role} and has no {key}; say where others reach it, as in {key} = \"10.0.0.1:{port}\""
+    )]
+    NoAddress {
+        /// The node.
+        node: NodeName,
+        /// The role.
+        role: Role,
+        /// The key that is missing.
+        key: &'static str,
+        /// A port to suggest.
+        port: u16,
+    },
+    /// An address without its role.
+    #[error("node {node} has {key}, but is no {role}")]
+    AddressWithoutRole {
+        /// The node.
+        node: NodeName,
+        /// The key.
+        key: &'static str,
+        /// The role that it belongs to.
+        role: Role,
+    },
+    /// Not one, three or five coordinators.
+    #[error(
+        "a cluster has one, three or five coordinators, this config has {0}; an even number survives no more failures"
+    )]
+    Coordinators(usize),
+    /// No node of that name.
+    #[error("the config has no node named {name:?}; its nodes are {}", nodes.join(", "))]
+    UnknownNode {
+        /// The name.
+        name: String,
+        /// The names that there are.
+        nodes: Vec<String>,
+    },
+}
+
+impl ClusterConfig {
+    /// Reads and checks a config.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the text is not TOML, has an unknown key, or contradicts itself.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads and checks a config file.
+    ///
+    /// # Errors
+    /// As [`ClusterConfig::parse`], and when the file cannot be read.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let (mut names, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+        for node in &self.nodes {
+            node.check()?;
+            if !names.insert(&node.name) {
+                return Err(ConfigError::DuplicateName(node.name.clone()));
+            }
+            for address in [&node.address, &node.coordinator_address].into_iter().flatten() {
+                if !addresses.insert(address) {
+                    return Err(ConfigError::DuplicateAddress(address.clone()));
+                }
+            }
+        }
+        match self.coordinators().count() {
+            1 | 3 | 5 => Ok(()),
+            count => Err(ConfigError::Coordinators(count)),
+        }
+    }
+
+    /// The nodes that are coordinators, in the config's order, with their addresses.
+    pub fn coordinators(&self) -> impl Iterator<Item = (&NodeName, &str)> {
+        self.nodes.iter().filter_map(|node| Some((&node.name, node.coordinator_address.as_deref()?)))
+    }
+
+    /// The node of that name.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnknownNode`], which lists the names that there are.
+    pub fn node(&self, name: &str) -> Result<&NodeEntry, ConfigError> {
+        let nodes = || self.nodes.iter().map(|node| node.name.to_string()).collect();
+        let found = self.nodes.iter().find(|node| node.name.as_str() == name);
+        found.ok_or_else(|| ConfigError::UnknownNode { name: name.to_owned(), nodes: nodes() })
+    }
+}
+
+impl NodeEntry {
+    /// Whether it has a role.
+    pub fn is(&self, role: ConfigRole) -> bool {
+        self.roles.contains(&role)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.roles.is_empty() {
+            return Err(ConfigError::NoRole(self.name.clone()));
+        }
+        let pairs = [
+            (ConfigRole::Worker, &self.address, "address", 7400),
+            (ConfigRole::Coordinator, &self.coordinator_address, "coordinator_address", 7401),
+        ];
+        for (role, address, key, port) in pairs {
+            let (node, is) = (self.name.clone(), self.is(role));
+            let role = role.role();
+            match (is, address) {
+                (true, None) => return Err(ConfigError::NoAddress { node, role, key, port }),
+                (false, Some(_)) => return Err(ConfigError::AddressWithoutRole { node, key, role }),
+                (true, Some(_)) | (false, None) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A path of the config for a node: `{name}` filled in, relative to the config's folder.
+pub fn path_for(folder: &Path, template: &str, name: &NodeName) -> PathBuf {
+    folder.join(template.replace("{name}", name.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        cluster = "demo"
+        [[node]]
+        name = "a"
+        roles = ["coordinator", "worker"]
+        address = "127.0.0.1:7400"
+        coordinator_address = "127.0.0.1:7401"
+    "#;
+
+    #[test]
+    fn a_config_reads() {
+        let config = ClusterConfig::parse(GOOD).unwrap();
+        assert_eq!(
+            config.coordinators().collect::<Vec<_>>(),
+            [(&NodeName::new("a").unwrap(), "127.0.0.1:7401")]
+        );
+        let path = path_for(Path::new("/etc/roost"), &config.tls.key, &config.nodes[0].name);
+        assert_eq!(path, Path::new("/etc/roost/certs/a.key"));
+    }
+
+    #[test]
+    fn bad_configs_say_what_is_wrong() {
+        let check = |change: &dyn Fn(&str) -> String, expected: &str| {
+            let error = ClusterConfig::parse(&change(GOOD)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        let replace = |from: &'static str, to: &'static str| move |text: &str| text.replace(from, to);
+        check(&replace("cluster =", "colour = 1\ncluster ="), "unknown field `colour`");
+        check(&replace(r#""coordinator", "worker""#, ""), "node a has no role");
+        check(&replace(r#""worker""#, r#""king""#), "unknown variant `king`");
+        check(&replace(r#"address = "127.0.0.1:7400""#, ""), "is a worker and has no address");
+        check(&replace(r#", "worker""#, ""), "has address, but is no worker");
+        check(&replace("7400", "7401"), "is the address of two endpoints");
+        check(&|text| format!("{text}{}", &text[text.find("[[node]]").unwrap()..]), "two nodes are named a");
+        let second = "[[node]]\nname = \"b\"\nroles = [\"coordinator\"]\ncoordinator_address = \"h:1\"\n";
+        check(&|text| format!("{text}{second}"), "one, three or five coordinators, this config has 2");
+        let missing = ClusterConfig::parse(GOOD).unwrap().node("z").unwrap_err().to_string();
+        assert_eq!(missing, "the config has no node named \"z\"; its nodes are a");
+    }
+}

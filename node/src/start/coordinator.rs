@@ -1,0 +1,80 @@
+//! The coordinator role of a node.
+
+use std::sync::Arc;
+
+use roost_coordinator::{Coordinator, CoordinatorConfig, CoordinatorParts, GroupMember, Job, JobQueue};
+use roost_protocol::ClusterId;
+use roost_protocol::quic::bundles::BundleStore;
+use roost_protocol::quic::{Endpoint, Service};
+use roost_protocol::view::Published;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::{Context, StartError, Started, Stop, accept, learn_cluster};
+use crate::environment::{Executor, Work};
+
+/// The executor of disk work, as the coordinator wants it.
+struct DiskQueue(Arc<dyn Executor>);
+
+impl JobQueue for DiskQueue {
+    fn submit(&self, job: Job) {
+        self.0.submit(job);
+    }
+}
+
+/// Runs the role until it is asked to stop, or fails.
+pub(super) async fn run(context: Arc<Context>, started: Started, stop: Stop) {
+    let (coordinator, endpoint, mut tasks) = match start(&context).await {
+        Ok(parts) => parts,
+        Err(error) => {
+            // The starter may have given up.
+            let _ = started.send(Err(error));
+            return;
+        }
+    };
+    let _ = started.send(Ok(()));
+    tokio::select! {
+        _ = stop => coordinator.stop().await,
+        reason = coordinator.failed() => {
+            tracing::error!(
+                node = %context.config.name, reason,
+                "the coordinator stops: it answers nothing from a disk that failed. Replace it by an empty one"
+            );
+        }
+    }
+    tasks.shutdown().await;
+    endpoint.close().await;
+}
+
+async fn start(context: &Context) -> Result<(Coordinator, Endpoint, JoinSet<()>), StartError> {
+    let environment = &context.environment;
+    let name = context.config.name.clone();
+    let address = context.entry.coordinator_address.clone().ok_or(StartError::RoleEnded("coordinator"))?;
+    let services = [Service::Control, Service::Raft, Service::Bundle];
+    let (endpoint, dialler) = context.endpoint(&address, &services).await?;
+    let (published, follows) = watch::channel(Published::default());
+    let group = context.config.cluster.coordinators();
+    let group = group.map(|(name, at)| GroupMember { name: name.clone(), address: at.to_owned() }).collect();
+    let node = context.identity.node();
+    let (high, low) = (environment.entropy.u64(), environment.entropy.u64());
+    let parts = CoordinatorParts {
+        storage: environment.files.database("raft.redb")?,
+        queue: Arc::new(DiskQueue(environment.executors.dedicated("disk", Work::Disk))),
+        bundles: BundleStore::new(environment.files.bundles("bundles")?),
+        clock: environment.clock.clone(),
+        dialler,
+        published,
+        seed: environment.entropy.u64(),
+        fresh_cluster: ClusterId(u128::from(high) << 64 | u128::from(low)),
+    };
+    let coordinator = Coordinator::start(CoordinatorConfig { node, name, address, group }, parts).await?;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(learn_cluster(context.identity.clone(), follows));
+    let server = coordinator.server();
+    let serve = move |accepted| {
+        let server = server.clone();
+        async move { server.serve(accepted).await }
+    };
+    tasks.spawn(accept(endpoint.clone(), context.identity.clone(), serve));
+    Ok((coordinator, endpoint, tasks))
+}

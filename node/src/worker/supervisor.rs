@@ -1,0 +1,246 @@
+//! The actor that supervises the hosted versions.
+//!
+//! It is told each state of the view and has each version started, kept, released or stopped as [`desired`] says. An
+//! actor that panics is started anew, later each time; its requests learn of its death by their replies being dropped. The
+//! supervisor keeps its own list of children, in order: ractor's is a hash map.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use roost_protocol::ring::Ring;
+use roost_protocol::view::{HostedVersion, Published, Stage, View};
+use roost_protocol::{Digest, Epoch, ModelVersion};
+use tokio::time::Instant;
+
+use super::back_off::{BackOff, Jitter};
+use super::desired::{self, Order};
+use super::hosted::{self, Hosted};
+use super::shared::Shared;
+
+/// The wait after an actor's panic. It lost its sessions, so it starts from the disk.
+const RESTART_BACK_OFF: BackOff = BackOff { first: Duration::from_millis(200), max: Duration::from_secs(30) };
+/// An actor that lived so long is not held to what an earlier one did.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+
+/// The actor.
+pub struct Supervisor;
+
+/// What happens to a worker.
+pub enum Message {
+    /// The view or the soft state changed. The answer bounds how many of these wait: one.
+    Look(Published, RpcReplyPort<()>),
+    /// A version whose actor died may start again.
+    Restart(ModelVersion),
+}
+
+/// The actor's state.
+pub struct Children {
+    shared: Arc<Shared>,
+    children: BTreeMap<ModelVersion, Child>,
+    published: Published,
+    ring: Option<(Epoch, Ring)>,
+}
+
+struct Child {
+    hosted: HostedVersion,
+    /// The actor and when it started; none while it waits to be started again.
+    actor: Option<(ActorRef<hosted::Message>, Instant)>,
+    crashes: u32,
+    released: bool,
+}
+
+impl Actor for Supervisor {
+    type Msg = Message;
+    type State = Children;
+    type Arguments = Arc<Shared>;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Message>,
+        shared: Arc<Shared>,
+    ) -> Result<Children, ActorProcessingErr> {
+        Ok(Children { shared, children: BTreeMap::new(), published: Published::default(), ring: None })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Message>,
+        message: Message,
+        state: &mut Children,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            Message::Look(published, reply) => {
+                state.published = published;
+                state.look(&myself).await;
+                // The asker may have stopped asking.
+                let _ = reply.send(());
+            }
+            Message::Restart(version) => state.restart(&myself, version).await,
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Message>,
+        event: SupervisionEvent,
+        state: &mut Children,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorFailed(cell, error) => state.handle_crash(&myself, cell.get_id(), &error),
+            SupervisionEvent::ActorTerminated(cell, _, _) => state.handle_end(&myself, cell.get_id()).await,
+            // Of no interest, and there are no groups.
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => {}
+        }
+        Ok(())
+    }
+
+    async fn post_stop(
+        &self,
+        _myself: ActorRef<Message>,
+        state: &mut Children,
+    ) -> Result<(), ActorProcessingErr> {
+        for child in state.children.values() {
+            if let Some((actor, _)) = &child.actor {
+                // Fails only when it has ended already.
+                let _ = actor.stop_and_wait(None, None).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Children {
+    async fn look(&mut self, myself: &ActorRef<Message>) {
+        let Some(view) = self.published.view.clone() else { return };
+        let hosting: BTreeMap<ModelVersion, Digest> =
+            self.children.iter().map(|(version, child)| (version.clone(), child.hosted.digest)).collect();
+        let soft = self.published.soft.clone();
+        let node = self.shared.node;
+        let orders = desired::orders(&view, self.ring_of(&view), &soft, node, &hosting);
+        for (version, order) in orders {
+            self.carry_out(myself, version, order).await;
+        }
+        let children = &self.children;
+        self.shared.cache.set_wanted(children.values().map(|child| child.hosted.digest).collect());
+        let exists = |version: &ModelVersion| {
+            view.models.get(&version.model).is_some_and(|model| model.versions.contains_key(&version.version))
+        };
+        self.shared.routes.forget(|version| children.contains_key(version) || exists(version));
+    }
+
+    fn ring_of(&mut self, view: &View) -> &Ring {
+        if self.ring.as_ref().is_none_or(|(epoch, _)| *epoch != view.epoch) {
+            self.ring = None;
+        }
+        &self.ring.get_or_insert_with(|| (view.epoch, view.ring())).1
+    }
+
+    async fn carry_out(&mut self, myself: &ActorRef<Message>, version: ModelVersion, order: Order) {
+        match order {
+            Order::Start(hosted) => {
+                let child = Child { hosted, actor: None, crashes: 0, released: false };
+                self.children.insert(version.clone(), child);
+                self.start(myself, &version).await;
+            }
+            Order::Keep => self.say_wanted(&version, true),
+            Order::Release => {
+                self.say_wanted(&version, false);
+                self.forget_if_dead(&version);
+            }
+            Order::Discard => {
+                self.shared.routes.remove(&version);
+                if let Some((actor, _)) = self.children.get(&version).and_then(|child| child.actor.as_ref()) {
+                    actor.stop(Some("its number stands for another bundle now".to_owned()));
+                }
+                self.forget_if_dead(&version);
+            }
+        }
+    }
+
+    fn say_wanted(&mut self, version: &ModelVersion, wanted: bool) {
+        let Some(child) = self.children.get_mut(version) else { return };
+        if child.released != wanted {
+            return;
+        }
+        child.released = !wanted;
+        if let Some((actor, _)) = &child.actor {
+            let message = if wanted { hosted::Message::Wanted } else { hosted::Message::Released };
+            // When it is ending, its end is seen to next.
+            let _ = actor.cast(message);
+        }
+    }
+
+    /// A version that is not wanted and waits to be started again is not started again.
+    fn forget_if_dead(&mut self, version: &ModelVersion) {
+        if self.children.get(version).is_some_and(|child| child.actor.is_none()) {
+            self.children.remove(version);
+            self.shared.board.remove(version);
+        }
+    }
+
+    async fn start(&mut self, myself: &ActorRef<Message>, version: &ModelVersion) {
+        let Some(child) = self.children.get_mut(version) else { return };
+        let arguments = hosted::Arguments {
+            version: version.clone(),
+            hosted: child.hosted.clone(),
+            shared: self.shared.clone(),
+        };
+        match Hosted::spawn_linked(None, Hosted, arguments, myself.get_cell()).await {
+            Ok((actor, _)) => {
+                child.actor = Some((actor, Instant::now()));
+                child.released = false;
+            }
+            Err(error) => {
+                tracing::error!(%version, %error, "the actor of a version did not start");
+                self.schedule_restart(myself, version.clone());
+            }
+        }
+    }
+
+    async fn restart(&mut self, myself: &ActorRef<Message>, version: ModelVersion) {
+        if self.children.get(&version).is_some_and(|child| child.actor.is_none()) {
+            self.start(myself, &version).await;
+        }
+    }
+
+    fn handle_crash(&mut self, myself: &ActorRef<Message>, id: ActorId, error: &ActorProcessingErr) {
+        let Some(version) = self.find(id) else { return };
+        tracing::error!(%version, %error, "the actor of a version died");
+        self.shared.routes.remove(&version);
+        self.shared.board.set(&version, Stage::Loading, None);
+        if let Some(child) = self.children.get_mut(&version)
+            && let Some((_, started)) = child.actor.take()
+            && started.elapsed() >= FORGIVEN_AFTER
+        {
+            child.crashes = 0;
+        }
+        if self.children.get(&version).is_some_and(|child| child.released) {
+            return self.forget_if_dead(&version);
+        }
+        self.schedule_restart(myself, version);
+    }
+
+    fn schedule_restart(&mut self, myself: &ActorRef<Message>, version: ModelVersion) {
+        let Some(child) = self.children.get_mut(&version) else { return };
+        child.crashes += 1;
+        let jitter = Jitter::new(self.shared.environment.entropy.u64());
+        let wait = RESTART_BACK_OFF.after(child.crashes, jitter);
+        myself.send_after(wait, move || Message::Restart(version));
+    }
+
+    async fn handle_end(&mut self, myself: &ActorRef<Message>, id: ActorId) {
+        let Some(version) = self.find(id) else { return };
+        self.children.remove(&version);
+        self.shared.board.remove(&version);
+        // It may be wanted again by now.
+        self.look(myself).await;
+    }
+
+    fn find(&self, id: ActorId) -> Option<ModelVersion> {
+        let is_it = |child: &Child| child.actor.as_ref().is_some_and(|(actor, _)| actor.get_id() == id);
+        self.children.iter().find(|(_, child)| is_it(child)).map(|(version, _)| version.clone())
+    }
+}

@@ -1,0 +1,186 @@
+//! Six processes from one cluster config on loopback: versions pushed, a canary, a promotion and an undo under load, while
+//! the leader and a worker are killed. Real processes, real models, ONNX Runtime.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use roost_client::Client;
+use roost_protocol::traffic::Weight;
+use roost_protocol::view::{NodeState, Published};
+use roost_protocol::{ModelName, ModelVersion, Version};
+
+use support::{Cluster, Digits, push, wait_for_stage};
+
+/// Distinct keys, each asked for twice: 2 000 requests.
+const KEYS: usize = 1_000;
+/// Requests in flight at one time.
+const IN_FLIGHT: usize = 8;
+/// The canary's share.
+const SHARE: f64 = 0.2;
+/// Two-sided 99.9 % quantile of the normal distribution.
+const QUANTILE_999: f64 = 3.2905;
+
+fn digits() -> ModelName {
+    ModelName::new("digits").unwrap()
+}
+
+fn at(version: u32) -> ModelVersion {
+    ModelVersion { model: digits(), version: Version(version) }
+}
+
+/// Sends requests without a pause until it is told to stop. Every failure counts.
+struct Load {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    task: tokio::task::JoinHandle<Vec<String>>,
+}
+
+impl Load {
+    fn start(client: Client, digits: Arc<Digits>) -> Self {
+        let (stop, sent) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let (stopped, counted) = (stop.clone(), sent.clone());
+        let task = tokio::spawn(async move {
+            let mut failures = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let i = counted.fetch_add(1, Ordering::Relaxed) as usize;
+                if let Err(error) = digits.ask(&client, i, &format!("load-{i}")).await {
+                    failures.push(format!("request {i}: {error}"));
+                }
+            }
+            failures
+        });
+        Self { stop, sent, task }
+    }
+
+    /// Ends the load; no request may have failed.
+    async fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let failures = self.task.await.unwrap();
+        assert!(failures.is_empty(), "of {} requests: {failures:#?}", self.sent.load(Ordering::Relaxed));
+    }
+}
+
+/// Asks with each key once, several at a time; the version that answered each.
+async fn ask_all(client: &Client, digits: &Digits) -> BTreeMap<String, Version> {
+    use futures::StreamExt;
+    let asks = (0..KEYS).map(|i| async move {
+        let key = format!("user-{i}");
+        let response = digits.ask(client, i, &key).await.unwrap_or_else(|e| panic!("request of {key}: {e}"));
+        (key, response.version)
+    });
+    futures::stream::iter(asks).buffer_unordered(IN_FLIGHT).collect().await
+}
+
+async fn wait_for(client: &Client, what: &str, holds: impl Fn(&Published) -> bool) {
+    let mut published = client.published();
+    let found = tokio::time::timeout(support::PATIENCE, published.wait_for(holds)).await;
+    assert!(matches!(found, Ok(Ok(_))), "it did not come about that {what}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_under_load_while_processes_are_killed() {
+    let mut cluster = Cluster::start(3, 3).await;
+    let client = cluster.connect().await;
+    let control = client.control();
+    let digits_data = Arc::new(Digits::read());
+
+    assert_eq!(push(&client, "digits", &support::digits_folder().join("v1")).await, Version(1));
+    assert_eq!(push(&client, "digits", &support::digits_folder().join("v2")).await, Version(2));
+    wait_for_stage(&client, &at(1), 2).await;
+    assert_eq!(digits_data.right(&client).await, 418, "92.9 % of 450, as the model itself");
+
+    control
+        .start_rollout(at(2), Weight::from_basis_points((SHARE * 10_000.0) as u16).unwrap())
+        .await
+        .unwrap();
+    wait_for(&client, "the canary takes its share", |published| {
+        let view = published.view.as_ref();
+        view.is_some_and(|view| view.models[&digits()].traffic.canary.is_some())
+    })
+    .await;
+
+    // Twice each key, and between the two the leader and a worker die.
+    let load = Load::start(client.clone(), digits_data.clone());
+    let first = ask_all(&client, &digits_data).await;
+    let leader = control.cluster().await.unwrap().leader;
+    cluster.kill(&cluster.name_of(&client, leader));
+    let victim = {
+        let published = client.published().borrow().clone();
+        let view = published.view.unwrap();
+        let serving = view.nodes.iter().find(|(id, _)| published.soft.serves(**id, &digits(), Version(2)));
+        serving.unwrap().1.name.to_string()
+    };
+    cluster.kill(&victim);
+    let again = ask_all(&client, &digits_data).await;
+    assert_eq!(first, again, "a key keeps its version");
+
+    let canary = first.values().filter(|version| **version == Version(2)).count() as f64;
+    let keys = KEYS as f64;
+    let half_width = QUANTILE_999 * (keys * SHARE * (1.0 - SHARE)).sqrt();
+    assert!((canary - keys * SHARE).abs() <= half_width, "{canary} of {keys} keys on the canary");
+
+    // The other coordinators go on; the lost worker's part is taken over by the third.
+    cluster.restart(&victim).await;
+    wait_for_stage(&client, &at(2), 2).await;
+    control.promote(&digits()).await.unwrap();
+    assert_eq!(digits_data.right(&client).await, 444, "98.7 % of 450, as the model itself");
+    control.undo(&digits()).await.unwrap();
+    assert_eq!(digits_data.right(&client).await, 418);
+    load.end().await;
+
+    let history = control.rollout(&digits()).await.unwrap().history;
+    assert!(history.len() >= 5, "{history:#?}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn inference_goes_on_without_a_quorum_and_changes_are_refused() {
+    let mut cluster = Cluster::start(3, 2).await;
+    let client = cluster.connect().await;
+    let digits_data = Arc::new(Digits::read());
+    push(&client, "digits", &support::digits_folder().join("v1")).await;
+    wait_for_stage(&client, &at(1), 2).await;
+
+    cluster.kill("c1");
+    cluster.kill("c2");
+    let load = Load::start(client.clone(), digits_data.clone());
+    let refused = client.control().undo(&digits()).await.unwrap_err();
+    assert!(refused.retryable() && refused.to_string().contains("inference goes on"), "{refused}");
+    assert_eq!(digits_data.right(&client).await, 418);
+    // A client that comes new needs no coordinator either: workers serve the view.
+    let newcomer = cluster.connect().await;
+    assert_eq!(digits_data.right(&newcomer).await, 418);
+    load.end().await;
+
+    cluster.restart("c1").await;
+    let nothing = client.control().undo(&digits()).await.unwrap_err();
+    assert!(nothing.to_string().contains("no earlier stable version"), "{nothing}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_told_to_stop_is_emptied_first() {
+    let mut cluster = Cluster::start(1, 3).await;
+    let client = cluster.connect().await;
+    let digits_data = Arc::new(Digits::read());
+    push(&client, "digits", &support::digits_folder().join("v1")).await;
+    wait_for_stage(&client, &at(1), 2).await;
+    let load = Load::start(client.clone(), digits_data.clone());
+    let published = client.published().borrow().clone();
+    let view = published.view.unwrap();
+    let (id, node) =
+        view.nodes.iter().find(|(id, _)| published.soft.serves(**id, &digits(), Version(1))).unwrap();
+    cluster.terminate(node.name.as_str()).await;
+    wait_for(&client, "the node drains", |published| {
+        let view = published.view.as_ref();
+        view.is_some_and(|view| view.nodes[id].state != NodeState::Active)
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    load.end().await;
+    cluster.stop().await;
+}

@@ -1,0 +1,15 @@
+//! A worker over QUIC on loopback: the life of its versions, its answers, and what it does when things go wrong.
+//!
+//! Models run on ONNX Runtime where it can show what is tested; where a session must block, fail or panic at will, on the
+//! small engine of [`script`].
+#![expect(clippy::unwrap_used, reason = "what the tests share is test code too")]
+
+#[cfg(feature = "onnxruntime")]
+mod digits;
+mod exchange;
+mod failures;
+mod lives;
+mod queue;
+mod requests;
+mod script;
+mod world;
