@@ -1,0 +1,161 @@
+//! UDP by turmoil, under QUIC: latency and partitions are turmoil's, loss and duplication are drawn here.
+
+use std::fmt;
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use futures::future::BoxFuture;
+use quinn::udp::{RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, UdpPoller};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use roost_protocol::quic::Network;
+use turmoil::net::UdpSocket;
+
+/// How packets fare, as shares of one.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Weather {
+    /// Packets that are lost.
+    pub loss: f64,
+    /// Packets that arrive twice.
+    pub duplication: f64,
+}
+
+/// The simulated network, as one host sees it.
+#[derive(Debug)]
+pub struct SimNetwork {
+    weather: Weather,
+    seed: u64,
+}
+
+impl SimNetwork {
+    /// The network of a host; `seed` decides which of its packets are lost.
+    pub fn new(weather: Weather, seed: u64) -> Self {
+        Self { weather, seed }
+    }
+}
+
+impl Network for SimNetwork {
+    fn bind<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Arc<dyn AsyncUdpSocket>>> {
+        Box::pin(async move {
+            let at = self.resolve(address).await?;
+            let socket = Arc::new(UdpSocket::bind(SocketAddr::new([0, 0, 0, 0].into(), at.port())).await?);
+            // Bound to all addresses of the host; peers know it by this one.
+            let local = SocketAddr::new(at.ip(), socket.local_addr()?.port());
+            let rng = Mutex::new(StdRng::seed_from_u64(self.seed ^ u64::from(local.port())));
+            let readable = Mutex::new(None);
+            Ok(Arc::new(Socket { socket, local, weather: self.weather, rng, readable })
+                as Arc<dyn AsyncUdpSocket>)
+        })
+    }
+
+    fn resolve<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<SocketAddr>> {
+        Box::pin(async move {
+            let bad = || io::Error::new(io::ErrorKind::InvalidInput, format!("{address} is no host:port"));
+            let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
+            let port = port.parse().map_err(|_| bad())?;
+            let ip = host.parse().unwrap_or_else(|_| turmoil::lookup(host));
+            Ok(SocketAddr::new(ip, port))
+        })
+    }
+}
+
+type Readable = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
+
+/// A socket of turmoil's, as quinn wants it.
+struct Socket {
+    socket: Arc<UdpSocket>,
+    local: SocketAddr,
+    weather: Weather,
+    rng: Mutex<StdRng>,
+    /// Waits for the next packet. It holds turmoil's own lock on the socket, so it is dropped before a packet is taken.
+    readable: Mutex<Option<Readable>>,
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "udp {}", self.local)
+    }
+}
+
+/// Turmoil's sockets always take a packet.
+#[derive(Debug)]
+struct AlwaysWritable;
+
+impl UdpPoller for AlwaysWritable {
+    fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncUdpSocket for Socket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(AlwaysWritable)
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let draw: f64 = self.rng.lock().unwrap_or_else(PoisonError::into_inner).random();
+        let copies = if draw < self.weather.loss {
+            0
+        } else if draw < self.weather.loss + self.weather.duplication {
+            2
+        } else {
+            1
+        };
+        for _ in 0..copies {
+            // A packet that the network does not take is lost, which UDP may do.
+            let _ = self.socket.try_send_to(transmit.contents, transmit.destination);
+        }
+        Ok(())
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut readable = self.readable.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(waiting) = readable.as_mut() {
+                match waiting.as_mut().poll(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(result) => {
+                        *readable = None;
+                        result?;
+                    }
+                }
+            }
+            match self.socket.try_recv_from(&mut buffers[0]) {
+                Ok((length, from)) => {
+                    let hash = xxhash_rust::xxh3::xxh3_64(&buffers[0][..length]);
+                    crate::trace::line(format_args!("{} <- {from} {length} bytes {hash:016x}", self.local));
+                    meta[0] = RecvMeta {
+                        addr: from,
+                        len: length,
+                        stride: length,
+                        dst_ip: Some(self.local.ip()),
+                        ..RecvMeta::default()
+                    };
+                    return Poll::Ready(Ok(1));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let socket = self.socket.clone();
+                    *readable = Some(Box::pin(async move { socket.readable().await }));
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.local)
+    }
+
+    fn may_fragment(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,138 @@
+//! The smallest world that is a cluster: three coordinators, two workers, a client, one crash of the leader. It keeps time,
+//! network, disk and entropy outside of all that it runs: two runs of one seed are equal line by line.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use roost_client::Client;
+use roost_client::bundle::LocalBundle;
+use roost_protocol::bundle::{MANIFEST_FILE, MODEL_FILE};
+use roost_protocol::view::Published;
+use roost_protocol::{ModelName, ModelVersion, Tensor, Version};
+use roost_sim::engine::{ROW, expected, model};
+use roost_sim::network::Weather;
+use roost_sim::world::{Size, World};
+use roost_sim::{entropy, trace};
+
+/// Virtual time that a story may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn times() -> ModelName {
+    ModelName::new("times").unwrap()
+}
+
+fn bundle(factor: u32) -> LocalBundle {
+    let manifest = "batch_axes = { x = 0, y = 0 }\n";
+    let files = [(MODEL_FILE, Bytes::from(model(factor))), (MANIFEST_FILE, Bytes::from(manifest))];
+    LocalBundle::from_bytes(files.map(|(name, bytes)| (name.to_owned(), bytes)).into()).unwrap()
+}
+
+async fn ask(client: &Client, key: &str, value: f32) -> (Version, Vec<f32>) {
+    let x = Tensor::from_elements(&[1, ROW as u64], vec![value; ROW]).unwrap();
+    let response = client.infer("times").key(key).input("x", x).send().await.unwrap();
+    (response.version, response.output("y").unwrap().elements::<f32>().unwrap().to_vec())
+}
+
+async fn wait_for(client: &Client, holds: impl FnMut(&Published) -> bool) {
+    client.published().wait_for(holds).await.unwrap();
+}
+
+fn ready_nodes(published: &Published, version: u32) -> usize {
+    let nodes = published.view.iter().flat_map(|view| view.nodes.keys());
+    nodes.filter(|node| published.soft.serves(**node, &times(), Version(version))).count()
+}
+
+/// What the story tells the world to do.
+type Wish = Rc<RefCell<Option<String>>>;
+
+async fn story(client: Client, crash: Wish) -> turmoil::Result {
+    let control = client.control();
+    control.push(&times(), &bundle(2), "", |_| {}).await?;
+    control.push(&times(), &bundle(3), "", |_| {}).await?;
+    wait_for(&client, |published| ready_nodes(published, 1) == 2).await;
+    let target = ModelVersion { model: times(), version: Version(2) };
+    control.start_rollout(target, "50%".parse()?).await?;
+    wait_for(&client, |published| {
+        published.view.as_ref().is_some_and(|view| view.models[&times()].traffic.canary.is_some())
+    })
+    .await;
+
+    let mut first = BTreeMap::new();
+    for i in 0..40 {
+        let key = format!("user-{i}");
+        first.insert(key.clone(), ask(&client, &key, i as f32).await);
+    }
+    let leader = control.cluster().await?.leader;
+    let name =
+        client.published().borrow().view.as_ref().map(|view| view.coordinators[&leader].name.to_string());
+    *crash.borrow_mut() = name;
+    for (i, (key, (version, answer))) in first.iter().enumerate() {
+        let again = ask(&client, key, answer[0] / [2.0, 3.0][version.0 as usize - 1]).await;
+        assert_eq!(again, (*version, answer.clone()), "{key} keeps its version and its answer, request {i}");
+    }
+    control.promote(&times()).await?;
+    for i in 0..10 {
+        let (version, y) = ask(&client, &format!("user-{i}"), 7.0).await;
+        assert_eq!((version, &y[..]), (Version(2), &expected(3, [7.0; ROW])[..]));
+    }
+    let canary = first.values().filter(|(version, _)| *version == Version(2)).count();
+    assert!((8..=32).contains(&canary), "{canary} of 40 on the canary");
+    Ok(())
+}
+
+fn run(seed: u64, weather: Weather) -> Vec<String> {
+    entropy::seeded(seed, move || {
+        let _gathers = trace::gather();
+        let mut world = World::new(seed, Size { coordinators: 3, workers: 2, weather });
+        let crash = Wish::default();
+        let wish = crash.clone();
+        world.client(move |client| story(client, wish));
+        let mut down = None;
+        while !world.step(PATIENCE) {
+            if let Some(name) = crash.borrow_mut().take() {
+                world.crash(&name);
+                down = Some((name, world.elapsed() + Duration::from_secs(5)));
+            }
+            if let Some((name, at)) = &down
+                && world.elapsed() >= *at
+            {
+                world.restart(name);
+                down = None;
+            }
+        }
+        drop(world);
+        trace::take()
+    })
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace_twice() {
+    for seed in [1, 2] {
+        let (one, other) = (run(seed, Weather::default()), run(seed, Weather::default()));
+        let differs = one.iter().zip(&other).position(|(a, b)| a != b);
+        if let Some(i) = differs {
+            panic!(
+                "seed {seed}: line {i} differs after\n{}\n{}\n{}",
+                one[i.saturating_sub(1)],
+                one[i],
+                other[i]
+            );
+        }
+        assert_eq!(trace::hash(&one), trace::hash(&other), "seed {seed}: one run goes on for longer");
+        assert!(one.len() > 1000, "the trace has {} lines only", one.len());
+    }
+}
+
+#[test]
+fn it_works_over_a_network_that_loses_packets() {
+    run(3, Weather { loss: 0.02, duplication: 0.02 });
+}
+
+#[test]
+fn another_seed_is_another_trace() {
+    let trace = |seed| trace::hash(&run(seed, Weather::default()));
+    assert_ne!(trace(4), trace(5));
+}
