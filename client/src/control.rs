@@ -28,6 +28,8 @@ use search::{Search, Step};
 
 /// How long a change or a read is tried: an election and the wait for it, three times over.
 const DEADLINE_MS: u64 = 10_000;
+/// How long a change waits for the view that has it: a watch delivers within a round trip or two.
+const SEE_MS_MAX: u64 = 1_000;
 /// How long a heartbeat may take: less than the interval between two, so that they do not pile up.
 const HEARTBEAT_MS_MAX: u64 = 900;
 
@@ -130,9 +132,21 @@ impl Control {
                 if let Some(follower) = &self.shared.follower {
                     follower.heard_of(done.epoch, &address);
                 }
+                self.see(done.epoch).await;
                 Ok((done, address))
             }
             other => Err(unexpected("a change", &other)),
+        }
+    }
+
+    /// Waits until the view has what a change did, so that whoever made it routes by it. Not for long: the change is made,
+    /// and a view that cannot be had for the moment comes later.
+    async fn see(&self, epoch: Epoch) {
+        let mut published = self.shared.published.clone();
+        let has_it = |published: &Published| published.view.as_ref().is_some_and(|view| view.epoch >= epoch);
+        let seen = published.wait_for(has_it);
+        if tokio::time::timeout(Duration::from_millis(SEE_MS_MAX), seen).await.is_err() {
+            tracing::debug!(%epoch, "the view does not have the change yet");
         }
     }
 

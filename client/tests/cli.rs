@@ -192,7 +192,9 @@ fn a_cluster_that_does_not_answer_is_named() {
     let said = failure(folder.path(), "models --timeout 0.5");
     assert!(said.starts_with("1\nroost: no node delivered a view of the cluster within 0.5 s"), "{said}");
     assert!(
-        said.ends_with("  does the cluster run, and does `nodes` in the profile name its nodes?\n"),
+        said.ends_with(
+            "  does the cluster run, and does `nodes` in the profile name nodes of it that live?\n"
+        ),
         "{said}"
     );
 }

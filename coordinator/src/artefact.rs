@@ -1,16 +1,23 @@
 //! Bundles on the coordinators: a quorum holds one before it becomes a version, and all come to hold it.
+//!
+//! The store is this coordinator's own. What adds files to it and what removes them ([`sweep`]) never run at once.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+pub(crate) mod sweep;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
 use roost_protocol::bundle::FileList;
+use roost_protocol::error::reason;
 use roost_protocol::frame::Kind;
 use roost_protocol::quic::bundles;
 use roost_protocol::quic::bundles::BundleStoreError;
-use roost_protocol::{ControlError, NodeId};
+use roost_protocol::view::{Coordinator, Published};
+use roost_protocol::{ControlError, Digest, Epoch, NodeId};
 use tokio::time::Instant;
 
 use crate::peer::{PeerRequest, PeerResponse};
@@ -20,35 +27,76 @@ use crate::shared::Shared;
 const REPLICATION: Duration = Duration::from_secs(20);
 /// A slow disk on a slow link.
 const REPLICATION_BYTES_PER_S_MIN: u64 = 8 << 20;
-/// Between two looks for bundles that this coordinator should hold and does not.
-const REPAIR_INTERVAL: Duration = Duration::from_secs(2);
+/// Before a second attempt to fetch a bundle; each further one waits twice as long.
+const REPAIR_AFTER: Duration = Duration::from_secs(1);
+/// A bundle that nobody can give is asked for about once a minute: a holder may come back.
+const REPAIR_DOUBLINGS_MAX: u32 = 6;
+
+/// Which bundles are being taken in here, and which were promised.
+#[derive(Default)]
+pub(crate) struct Keeping {
+    /// Held shared by what adds files, exclusively by what removes them.
+    pub files: tokio::sync::RwLock<()>,
+    inner: Mutex<KeepingInner>,
+}
+
+#[derive(Default)]
+struct KeepingInner {
+    /// Who fetches a bundle, so that a retry and a repair do not fetch it too.
+    turns: BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>,
+    /// Bundles that a leader was or will be told are held here. It may count on one whose reservation this coordinator has not
+    /// applied yet, so they are kept like those of the state.
+    promised: BTreeMap<Digest, Promise>,
+    /// How many promises were made.
+    promises: u64,
+}
+
+/// A bundle that is to be kept, and the number of the last promise to do so.
+struct Promise {
+    files: FileList,
+    number: u64,
+}
+
+impl Keeping {
+    fn lock(&self) -> MutexGuard<'_, KeepingInner> {
+        // Nothing panics while it is held.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Promises to keep a bundle and returns the turn to take it in.
+    fn promise(&self, digest: Digest, files: &FileList) -> Arc<tokio::sync::Mutex<()>> {
+        let mut inner = self.lock();
+        inner.turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        inner.promises += 1;
+        let number = inner.promises;
+        inner.promised.insert(digest, Promise { files: files.clone(), number });
+        inner.turns.entry(digest).or_default().clone()
+    }
+}
 
 /// Has a quorum of voters hold a bundle; returns those that do.
 ///
 /// # Errors
 /// [`ControlError::NoBundle`] when nobody has it, [`ControlError::NoQuorum`] when too few could take it in time.
-pub(crate) async fn replicate(shared: &Shared, files: &FileList) -> Result<BTreeSet<NodeId>, ControlError> {
+pub(crate) async fn replicate(
+    shared: &Arc<Shared>,
+    files: &FileList,
+) -> Result<BTreeSet<NodeId>, ControlError> {
     let coordinators = shared.machine.state(|state| state.coordinators().clone());
     let voters: Vec<_> = coordinators.into_iter().filter(|(_, coordinator)| coordinator.voter).collect();
     let quorum = voters.len() / 2 + 1;
     let addresses: Vec<String> = voters.iter().map(|(_, coordinator)| coordinator.address.clone()).collect();
-    let asks: FuturesUnordered<_> = voters
-        .iter()
-        .map(|(id, coordinator)| {
-            let (holders, address) = (addresses.clone(), coordinator.address.clone());
-            async move {
-                let held = if *id == shared.node {
-                    hold(shared, files, &holders).await
-                } else {
-                    ask_to_hold(shared, &address, files, holders).await
-                };
-                (*id, held)
-            }
-        })
-        .collect();
+    let asks = voters.iter().map(|(id, coordinator)| {
+        let held = if *id == shared.node {
+            hold_here(shared, files, addresses.clone())
+        } else {
+            ask_to_hold(shared, *id, coordinator, files, addresses.clone()).boxed()
+        };
+        held.map(|held| (*id, held))
+    });
+    let mut asks: FuturesUnordered<_> = asks.collect();
     let within = REPLICATION + Duration::from_secs(files.bytes() / REPLICATION_BYTES_PER_S_MIN);
     let deadline = Instant::now() + within;
-    let mut asks = std::pin::pin!(asks);
     let (mut holders, mut failures) = (BTreeSet::new(), Vec::new());
     while holders.len() < quorum {
         match tokio::time::timeout_at(deadline, asks.next()).await {
@@ -69,24 +117,44 @@ pub(crate) async fn replicate(shared: &Shared, files: &FileList) -> Result<BTree
         return Err(ControlError::NoBundle { digest: files.digest().to_string() });
     }
     let reasons: Vec<_> = failures.iter().map(|(id, error)| format!("node {id}: {error}")).collect();
-    let held = holders.len();
-    let reason = format!("{held} of {} coordinators hold the bundle; {}", voters.len(), reasons.join("; "));
-    Err(ControlError::NoQuorum { reason: roost_protocol::error::reason(reason) })
+    let (held, of) = (holders.len(), voters.len());
+    let text = format!("{held} of {of} coordinators hold the bundle; {}", reasons.join("; "));
+    Err(ControlError::NoQuorum { reason: reason(text) })
+}
+
+/// Holds a bundle here, in a task of its own: when a quorum is found without this coordinator, what it has fetched so far is
+/// not thrown away.
+fn hold_here<'a>(
+    shared: &'a Arc<Shared>,
+    files: &'a FileList,
+    holders: Vec<String>,
+) -> BoxFuture<'a, Result<(), ControlError>> {
+    let (shared, files) = (shared.clone(), files.clone());
+    let task = tokio::spawn(async move { hold(&shared, &files, &holders).await });
+    let ended = |error: tokio::task::JoinError| ControlError::Storage { reason: reason(error) };
+    task.map(move |held| held.map_err(ended)?).boxed()
 }
 
 async fn ask_to_hold(
     shared: &Shared,
-    address: &str,
+    id: NodeId,
+    member: &Coordinator,
     files: &FileList,
     holders: Vec<String>,
 ) -> Result<(), ControlError> {
-    let link = shared.peers.to(address).await.map_err(|error| error.into_control(address))?;
+    // A holder that is no voter would be counted as one.
+    let link = shared.link_to(id, member).await?;
     let request = PeerRequest::Hold { files: files.clone(), holders };
     let answer = link.ask((Kind::RaftRequest, &request), Kind::RaftResponse).await;
-    match answer.map_err(|error| error.into_control(address))? {
+    match answer.map_err(|error| error.into_control(&member.address))? {
         PeerResponse::Held => Ok(()),
         PeerResponse::Failed(error) => Err(error),
-        _ => Err(ControlError::Malformed { what: "another answer than to a request to hold".to_owned() }),
+        PeerResponse::Raft(_)
+        | PeerResponse::Probed { .. }
+        | PeerResponse::Control(_)
+        | PeerResponse::Heard => {
+            Err(ControlError::Malformed { what: "another answer than to a request to hold".to_owned() })
+        }
     }
 }
 
@@ -96,6 +164,8 @@ async fn ask_to_hold(
 /// [`ControlError::NoBundle`] when nobody has it, others when the transfer or the store fails.
 pub(crate) async fn hold(shared: &Shared, files: &FileList, holders: &[String]) -> Result<(), ControlError> {
     let digest = files.digest();
+    let turn = shared.keeping.promise(digest, files);
+    let (_turn, _files) = (turn.lock().await, shared.keeping.files.read().await);
     if shared.bundles.holds(&digest).await.map_err(BundleStoreError::into_control)? {
         return Ok(());
     }
@@ -109,31 +179,76 @@ pub(crate) async fn hold(shared: &Shared, files: &FileList, holders: &[String]) 
         Ok(_) => Ok(()),
         Err(bundles::TransferError::Store(error)) => Err(error.into_control()),
         Err(bundles::TransferError::Refused(error)) => Err(error),
-        Err(bundles::TransferError::NoHolder { .. }) => {
+        Err(error @ bundles::TransferError::NoHolder { .. }) => {
+            tracing::debug!(%error, "a bundle was not fetched");
             Err(ControlError::NoBundle { digest: digest.to_string() })
         }
-        Err(error) => {
-            let reason = roost_protocol::error::reason(error);
-            Err(ControlError::Unreachable { node: "a holder".to_owned(), reason })
-        }
+        Err(
+            error @ (bundles::TransferError::Stream(_)
+            | bundles::TransferError::WrongAnswer
+            | bundles::TransferError::Damaged { .. }),
+        ) => Err(ControlError::Unreachable { node: "a holder".to_owned(), reason: reason(error) }),
     }
+}
+
+/// When a bundle that could not be fetched is asked for again.
+struct Attempt {
+    failures: u32,
+    due: Instant,
 }
 
 /// Fetches what versions are made of and this coordinator does not hold, for as long as it lives.
 pub(crate) async fn repair(shared: Arc<Shared>) {
     let mut published = shared.published.subscribe();
+    let mut held = BTreeSet::new();
+    let mut attempts: BTreeMap<Digest, Attempt> = BTreeMap::new();
     loop {
-        let (wanted, holders) = shared.machine.state(|state| {
-            let wanted: Vec<FileList> = state.referenced_bundles().map(|(_, files)| files.clone()).collect();
+        let (seen, wanted, holders) = shared.machine.state(|state| {
+            let wanted = state.referenced_bundles().filter(|(digest, _)| !held.contains(*digest));
+            let wanted: Vec<(Digest, FileList)> = wanted.map(|(d, files)| (*d, files.clone())).collect();
             let holders: Vec<String> = state.coordinators().values().map(|c| c.address.clone()).collect();
-            (wanted, holders)
+            (state.view_epoch(), wanted, holders)
         });
-        for files in wanted {
-            if let Err(error) = hold(&shared, &files, &holders).await {
-                tracing::warn!(bundle = %files.digest(), %error, "a bundle is not held here yet");
+        let now = Instant::now();
+        for (digest, files) in wanted {
+            if attempts.get(&digest).is_some_and(|attempt| attempt.due > now) {
+                continue;
+            }
+            match hold(&shared, &files, &holders).await {
+                Ok(()) => {
+                    attempts.remove(&digest);
+                    held.insert(digest);
+                }
+                Err(error) => {
+                    let failures = attempts.get(&digest).map_or(0, |attempt| attempt.failures);
+                    let wait = REPAIR_AFTER * (1 << failures.min(REPAIR_DOUBLINGS_MAX));
+                    tracing::warn!(bundle = %digest, %error, ?wait, "a bundle is not held here yet");
+                    attempts.insert(digest, Attempt { failures: failures + 1, due: Instant::now() + wait });
+                }
             }
         }
-        // Look again when the state changes, and after a while in case a holder came back.
-        let _ = tokio::time::timeout(REPAIR_INTERVAL, published.changed()).await;
+        let due = attempts.values().map(|attempt| attempt.due).min();
+        if !wait_for_work(&mut published, seen, due).await {
+            return;
+        }
+    }
+}
+
+/// Waits for a later view than `seen`, or until an attempt is due. Returns false when no view comes any more.
+async fn wait_for_work(
+    published: &mut tokio::sync::watch::Receiver<Published>,
+    seen: Epoch,
+    due: Option<Instant>,
+) -> bool {
+    let later = published.wait_for(|published| published.view.as_ref().is_some_and(|view| view.epoch > seen));
+    let until = async {
+        match due {
+            Some(due) => tokio::time::sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        later = later => later.is_ok(),
+        () = until => true,
     }
 }

@@ -1,19 +1,22 @@
 //! The coordinator role, started and stopped.
 
 use std::io;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
-use openraft::{Config, SnapshotPolicy};
+use openraft::{Config, Instant, SnapshotPolicy};
 use redb::StorageBackend;
 use roost_protocol::quic::bundles::BundleStore;
 use roost_protocol::quic::{Accepted, Dialler, Links, Service, WallClock};
 use roost_protocol::view::Published;
 use roost_protocol::{ClusterId, NodeId, NodeName};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::artefact::Keeping;
 use crate::raft::disk::{Disk, DiskError, JobQueue};
 use crate::raft::network::Network;
 use crate::raft::types::{Raft, Runtime};
@@ -21,21 +24,28 @@ use crate::raft::{Log, Machine};
 use crate::shared::Shared;
 use crate::{artefact, bootstrap, leader, server};
 
-/// The leader is heard this often; a tenth of the shortest election timeout, so that loss of a few packets is no reason to
+/// The leader is heard this often; a sixth of the shortest election timeout, so that loss of a few packets is no reason to
 /// elect another.
 const HEARTBEAT_MS: u64 = 100;
 /// Shorter elects faster after a death; longer spares elections on a stalled disk or a busy core.
 const ELECTION_MS_MIN: u64 = 600;
 /// Twice the shortest, so that two candidates rarely collide.
-const ELECTION_MS_MAX: u64 = 1_200;
+pub(crate) const ELECTION_MS_MAX: u64 = 1_200;
+/// How long a leader without a quorum is quiet between two attempts to reach one: long enough for those that it still
+/// reaches to elect another with the rest.
+const PROBE_MS: u64 = 2 * ELECTION_MS_MAX;
 /// Entries between two snapshots: replayed at a restart in well under a second.
 const SNAPSHOT_ENTRIES: u64 = 4_096;
 /// Entries kept behind a snapshot, so that a follower that was away shortly needs none.
 const KEEP_ENTRIES: u64 = 1_024;
-/// What a snapshot may take to a slow follower.
+/// What a snapshot may take to a slow follower, besides the time for its bytes.
 const SNAPSHOT_MS_MAX: u64 = 30_000;
-/// Waiting for a follower to take over at a stop.
-const HAND_OVER: Duration = Duration::from_secs(2);
+/// Waiting for one follower to take over at a stop: a round trip, an fsync and an answer of each voter.
+const HAND_OVER: Duration = Duration::from_millis(500);
+/// Followers that are asked to take over at a stop, one after the other.
+const HEIRS_MAX: usize = 3;
+/// A follower that answered a heartbeat so lately is there to take over.
+const HEIR_HEARD: Duration = Duration::from_millis(3 * HEARTBEAT_MS);
 
 /// Who this coordinator is, and with whom it forms a group.
 #[derive(Debug, Clone)]
@@ -51,7 +61,7 @@ pub struct CoordinatorConfig {
 }
 
 /// A coordinator of the config.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupMember {
     /// Its name.
     pub name: NodeName,
@@ -108,100 +118,175 @@ impl Coordinator {
     /// # Errors
     /// [`StartError`] when the database or the snapshot cannot be read.
     pub async fn start(config: CoordinatorConfig, parts: CoordinatorParts) -> Result<Self, StartError> {
-        let settings = Config {
-            cluster_name: "roost".to_owned(),
-            heartbeat_interval: HEARTBEAT_MS,
-            election_timeout_min: ELECTION_MS_MIN,
-            election_timeout_max: ELECTION_MS_MAX,
-            install_snapshot_timeout: SNAPSHOT_MS_MAX,
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
-            max_in_snapshot_log_to_keep: KEEP_ENTRIES,
-            enable_pre_vote: Some(true),
-            allow_log_reversion: Some(false),
-            enable_leader_restore: Some(false),
-            ..Config::default()
+        let CoordinatorParts { storage, queue, bundles, clock, dialler, published, seed, fresh_cluster } =
+            parts;
+        let disk = Disk::open(storage, queue, config.node).await?;
+        let started = async {
+            let machine =
+                Machine::open(disk.clone(), published.clone()).await.map_err(StartError::Snapshot)?;
+            let peers = Links::new(dialler.clone(), Service::Raft);
+            let (network, log) = (Network::new(peers.clone()), Log::new(disk.clone()));
+            let raft = Raft::new(config.node.0, settings()?, network, log, machine.clone());
+            let raft = Runtime::scope(seed, raft).await.map_err(stopped)?;
+            let belonged = dialler.hello().cluster;
+            let initialised = raft.is_initialized().await.map_err(stopped)?;
+            let shared = Shared {
+                node: config.node,
+                name: config.name,
+                address: config.address,
+                group: config.group,
+                disk: disk.clone(),
+                raft,
+                machine,
+                bundles,
+                keeping: Keeping::default(),
+                peers,
+                bundle_links: Links::new(dialler, Service::Bundle),
+                clock,
+                published,
+                registry: Mutex::new(None),
+                admitted: AtomicBool::new(initialised || belonged.is_none()),
+            };
+            Ok((Arc::new(shared), belonged))
         };
-        let settings = Arc::new(settings.validate()?);
-        let disk = Disk::open(parts.storage, parts.queue)?;
-        let machine =
-            Machine::open(disk.clone(), parts.published.clone()).await.map_err(StartError::Snapshot)?;
-        let peers = Links::new(parts.dialler.clone(), Service::Raft);
-        let network = Network::new(peers.clone());
-        let raft = Raft::new(config.node.0, settings, network, Log::new(disk), machine.clone());
-        let raft =
-            Runtime::scope(parts.seed, raft).await.map_err(|error| StartError::Raft(error.to_string()))?;
-        let shared = Arc::new(Shared {
-            node: config.node,
-            address: config.address,
-            raft,
-            machine,
-            bundles: parts.bundles,
-            peers,
-            bundle_links: Links::new(parts.dialler, Service::Bundle),
-            clock: parts.clock,
-            published: parts.published,
-            registry: Mutex::new(None),
-        });
+        let (shared, belonged) = match started.await {
+            Ok(started) => started,
+            Err(error) => {
+                disk.close().await;
+                return Err(error);
+            }
+        };
         let mut tasks = JoinSet::new();
-        tasks.spawn(bootstrap::run(shared.clone(), config.group));
-        tasks.spawn(leader::run(shared.clone(), parts.fresh_cluster));
+        tasks.spawn(bootstrap::run(shared.clone(), belonged));
+        tasks.spawn(leader::run(shared.clone(), fresh_cluster));
         tasks.spawn(artefact::repair(shared.clone()));
+        tasks.spawn(artefact::sweep::run(shared.clone()));
+        tasks.spawn(stop_when_it_fails(shared.clone()));
         Ok(Self { shared, tasks })
     }
 
+    /// What serves its connections.
     pub fn server(&self) -> Server {
         Server { shared: self.shared.clone() }
     }
 
-    /// Completes when Raft has stopped by itself, with the reason: a disk that failed, or bytes that are not what was
-    /// written. The coordinator answers nothing any more then.
+    /// Completes when the coordinator has stopped by itself, with the reason: a disk that failed, or bytes that are not what
+    /// was written. It agrees on nothing and reads nothing any more then.
     pub fn failed(&self) -> impl Future<Output = String> + Send + use<> {
+        let mut disk = self.shared.disk.failure();
         let mut metrics = self.shared.raft.metrics();
         async move {
-            loop {
-                let state = metrics.borrow_watched().running_state.clone();
-                if let Err(error) = state {
-                    return error.to_string();
+            let raft_stopped = async {
+                loop {
+                    if let Err(error) = &metrics.borrow_watched().running_state {
+                        return error.to_string();
+                    }
+                    if metrics.changed().await.is_err() {
+                        return "Raft was shut down".to_owned();
+                    }
                 }
-                if metrics.changed().await.is_err() {
-                    return "Raft was shut down".to_owned();
-                }
-            }
+            };
+            let stopped = tokio::select! {
+                Ok(_) = disk.wait_for(Option::is_some) => None,
+                reason = raft_stopped => Some(reason),
+            };
+            // The disk's own words, if it was the disk: Raft's error wraps them, or only says that it stopped.
+            let disk = disk.borrow().as_deref().map(str::to_owned);
+            disk.or(stopped).unwrap_or_else(|| "the disk failed".to_owned())
         }
     }
 
-    /// Hands leadership over if it has it, and stops.
+    /// Hands leadership over if it has it and somebody can take it, stops, and closes the database.
     pub async fn stop(mut self) {
-        self.hand_over().await;
+        if self.shared.leads().is_some() {
+            self.hand_over().await;
+        }
         if let Err(error) = self.shared.raft.shutdown().await {
             tracing::warn!(%error, "Raft did not stop cleanly");
         }
         self.tasks.shutdown().await;
+        self.shared.disk.close().await;
     }
 
     async fn hand_over(&self) {
-        if self.shared.leader() != Some(self.shared.node) {
+        let heirs = self.heirs();
+        if heirs.is_empty() {
             return;
         }
-        let heir = self.shared.machine.state(|state| {
-            let others = state.coordinators().iter().filter(|(id, c)| c.voter && **id != self.shared.node);
-            others.map(|(id, _)| *id).next()
-        });
-        let Some(heir) = heir else { return };
-        if self.shared.raft.trigger().transfer_leader(heir.0).await.is_err() {
-            return;
-        }
-        let mut metrics = self.shared.raft.server_metrics();
-        let handed_over = async {
-            while metrics.borrow_watched().current_leader == Some(self.shared.node.0) {
-                if metrics.changed().await.is_err() {
-                    return;
-                }
+        for heir in heirs.iter().take(HEIRS_MAX) {
+            if self.shared.raft.trigger().transfer_leader(heir.0).await.is_err() {
+                return;
             }
-        };
-        if tokio::time::timeout(HAND_OVER, handed_over).await.is_err() {
-            tracing::warn!(%heir, "did not take over leadership in time");
+            let mut metrics = self.shared.raft.server_metrics();
+            // Until the heir is heard as the leader: it may need this coordinator's vote.
+            let handed_over = async {
+                while metrics
+                    .borrow_watched()
+                    .current_leader
+                    .is_none_or(|leader| leader == self.shared.node.0)
+                {
+                    if metrics.changed().await.is_err() {
+                        return;
+                    }
+                }
+            };
+            if tokio::time::timeout(HAND_OVER, handed_over).await.is_ok() {
+                return;
+            }
         }
+        tracing::info!(candidates = heirs.len(), "nobody took over leadership");
+    }
+
+    /// The other voters that answer at present, those with the most entries first.
+    fn heirs(&self) -> Vec<NodeId> {
+        let metrics = self.shared.raft.data_metrics();
+        let metrics = metrics.borrow_watched();
+        let (Some(heard), Some(replicated)) = (&metrics.heartbeat, &metrics.replication) else {
+            return Vec::new();
+        };
+        let answers = |id: &NodeId| {
+            let heard = heard.get(&id.0).and_then(|heard| *heard);
+            heard.is_some_and(|at| at.elapsed() < HEIR_HEARD)
+        };
+        let others = self.shared.machine.state(|state| {
+            let others = state.coordinators().iter().filter(|(id, c)| c.voter && **id != self.shared.node);
+            others.map(|(id, _)| *id).filter(answers).collect::<Vec<NodeId>>()
+        });
+        let mut heirs = others;
+        heirs.sort_by_key(|id| std::cmp::Reverse(replicated.get(&id.0).and_then(|last| *last)));
+        heirs
+    }
+}
+
+/// Raft's settings.
+fn settings() -> Result<Arc<Config>, StartError> {
+    let settings = Config {
+        cluster_name: "roost".to_owned(),
+        heartbeat_interval: HEARTBEAT_MS,
+        election_timeout_min: ELECTION_MS_MIN,
+        election_timeout_max: ELECTION_MS_MAX,
+        quorum_loss_probe_interval: Some(PROBE_MS),
+        install_snapshot_timeout: SNAPSHOT_MS_MAX,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
+        max_in_snapshot_log_to_keep: KEEP_ENTRIES,
+        enable_pre_vote: Some(true),
+        allow_log_reversion: Some(false),
+        enable_leader_restore: Some(false),
+        ..Config::default()
+    };
+    Ok(Arc::new(settings.validate()?))
+}
+
+fn stopped(error: impl std::fmt::Display) -> StartError {
+    StartError::Raft(error.to_string())
+}
+
+/// Stops Raft when the disk has failed, also when it was not Raft that met the failure.
+async fn stop_when_it_fails(shared: Arc<Shared>) {
+    let mut failure = shared.disk.failure();
+    if failure.wait_for(Option::is_some).await.is_ok() {
+        // Its errors are those of a Raft that has stopped already.
+        let _ = shared.raft.shutdown().await;
     }
 }
 

@@ -4,13 +4,15 @@
 //! - [`state`]: the replicated state and what commands do to it. Pure.
 //! - [`planner`]: what the leader proposes by itself. Pure. [`liveness`]: who is heard. Pure.
 //! - [`raft`]: the shell that makes entries agreed on and durable; nothing else names openraft's storage and network.
-//! - [`coordinator`]: the role, started and stopped. Inside it: the server's answers, the leader's work, the holding of
-//!   bundles, and the forming of a new group.
+//! - [`coordinator`]: the role, started and stopped. Inside it: the server's answers, the leader's work, the holding and the
+//!   removal of bundles, and the forming of a new group.
 //! - [`peer`]: what coordinators say to each other.
 
 mod artefact;
 mod bootstrap;
 pub mod coordinator;
+#[cfg(test)]
+mod golden;
 mod leader;
 pub mod liveness;
 pub mod peer;

@@ -3,18 +3,27 @@
 use roost_protocol::bundle::FileList;
 use roost_protocol::messages::control::{ControlRequest, ControlResponse};
 use roost_protocol::view::SoftState;
-use roost_protocol::{ClusterId, ControlError};
+use roost_protocol::{ClusterId, ControlError, NodeId};
 use serde::{Deserialize, Serialize};
 
+use crate::coordinator::GroupMember;
 use crate::raft::network::{RaftAnswer, RaftMessage};
 
 /// A request from one coordinator to another. One per stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum PeerRequest {
     /// A Raft message. Answered by [`PeerResponse::Raft`].
-    Raft(Box<RaftMessage>),
+    Raft {
+        /// The coordinator that it is meant for: whoever has its address now may be another.
+        to: NodeId,
+        /// The message.
+        message: Box<RaftMessage>,
+    },
     /// Whether this coordinator is part of a group already. Answered by [`PeerResponse::Probed`].
-    Probe,
+    Probe {
+        /// The coordinators of the asker's config, in its order.
+        group: Vec<GroupMember>,
+    },
     /// The leader asks this coordinator to hold a bundle. Answered by [`PeerResponse::Held`] once it is checked and durable.
     Hold {
         /// The bundle's files.
@@ -44,6 +53,10 @@ pub enum PeerResponse {
         initialised: bool,
         /// The cluster, once the coordinator knows it.
         cluster: Option<ClusterId>,
+        /// Whether its config names the same coordinators in the same order as the asker's.
+        agrees: bool,
+        /// Whether the asker is a member of its group; none while it does not know its members.
+        member: Option<bool>,
     },
     /// The bundle is held.
     Held,

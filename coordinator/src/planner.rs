@@ -1,8 +1,12 @@
 //! What the leader proposes by itself. Pure: the view, the rollouts and the soft state in, commands out.
 //!
-//! Every command names the revision that it was planned from, so that one that comes late is refused. Nothing is proposed
-//! before the leader has listened for a full interval ([`SoftState::settled`]): unknown is not "not ready".
+//! Every command names what it was planned from (a revision, a join, a reservation), so that one that comes late does
+//! nothing. Nothing is proposed before the leader has listened for a full interval ([`SoftState::settled`]): unknown is not
+//! "not ready".
 
+use std::cell::LazyCell;
+use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::time::Duration;
 
 use roost_protocol::messages::control::{Rollout, RolloutState};
@@ -10,7 +14,7 @@ use roost_protocol::placement::{owners, preference};
 use roost_protocol::ring::Ring;
 use roost_protocol::traffic::Traffic;
 use roost_protocol::view::{NodeState, SoftState, Stage, View};
-use roost_protocol::{ModelName, ModelVersion, NodeId, Version};
+use roost_protocol::{Digest, ModelName, ModelVersion, NodeId, Version};
 
 use crate::state::Command;
 
@@ -21,44 +25,93 @@ pub const OUT_AFTER: Duration = Duration::from_secs(60);
 /// cluster has two eligible nodes (design §1.3).
 const CANARY_REPLICAS_MIN: usize = 2;
 
+/// How long a bundle stays reserved. The largest takes two hours on a slow disk; whoever needs longer reserves again.
+const RESERVED_MS_MAX: u64 = 24 * 60 * 60 * 1000;
+
+/// What plans are made from.
+pub struct Outlook<'a> {
+    /// The committed view.
+    pub view: &'a View,
+    /// The rollouts in progress.
+    pub rollouts: Vec<(&'a ModelName, &'a Rollout, &'a Traffic)>,
+    /// The log index of each worker's last join.
+    pub joins: BTreeMap<NodeId, u64>,
+    /// The bundles that are reserved and not committed, and since when in ms since 1970.
+    pub reservations: Vec<(Digest, u64)>,
+    /// What the nodes reported.
+    pub soft: &'a SoftState,
+    /// For how long each worker has been silent.
+    pub silent: BTreeMap<NodeId, Duration>,
+    /// The leader's wall-clock time in ms since 1970.
+    pub now_ms: u64,
+}
+
 /// What the leader should propose now.
-pub fn plan<'a>(
-    view: &View,
-    rollouts: impl IntoIterator<Item = (&'a ModelName, &'a Rollout, &'a Traffic)>,
-    soft: &SoftState,
-    silent: impl Fn(NodeId) -> Duration,
-) -> Vec<Command> {
-    if !soft.settled {
+pub fn plan(outlook: &Outlook<'_>) -> Vec<Command> {
+    if !outlook.soft.settled {
         return Vec::new();
     }
-    let ring = view.ring();
-    let mut commands = Vec::new();
-    for (model, rollout, traffic) in rollouts {
-        commands.extend(plan_rollout(view, &ring, soft, model, rollout, traffic));
-    }
+    let (view, soft) = (outlook.view, outlook.soft);
+    // The ring of a large cluster takes milliseconds to make, and most of the time nothing asks for it.
+    let ring = LazyCell::new(|| view.ring());
+    let rollouts = outlook.rollouts.iter();
+    let mut commands: Vec<Command> = rollouts
+        .filter_map(|(model, rollout, traffic)| plan_rollout(view, &ring, soft, model, rollout, traffic))
+        .collect();
     commands.extend(plan_exclusions(view, &ring, soft));
     let members = view.nodes.iter().filter(|(_, node)| node.state != NodeState::Out);
-    let out = members.filter(|(id, _)| silent(**id) >= OUT_AFTER);
-    commands.extend(out.map(|(id, _)| Command::NodeOut { node: *id }));
+    let silent = members.filter(|(id, _)| outlook.silent.get(*id).is_some_and(|silent| *silent >= OUT_AFTER));
+    let joins = silent.filter_map(|(id, _)| Some((*id, *outlook.joins.get(id)?)));
+    commands.extend(joins.map(|(node, joined)| Command::NodeOut { node, joined }));
+    let forgotten = outlook.reservations.iter().copied();
+    let forgotten = forgotten.filter(|(_, at_ms)| outlook.now_ms.saturating_sub(*at_ms) >= RESERVED_MS_MAX);
+    commands.extend(forgotten.map(|(digest, reserved_at_ms)| Command::Collect { digest, reserved_at_ms }));
     commands
 }
 
-/// How many replicas of a version are ready, and how many it must have before traffic may lead to it.
-pub fn readiness(view: &View, soft: &SoftState, model: &ModelName, version: Version) -> (usize, usize) {
-    readiness_on(view, &view.ring(), soft, model, version)
+/// Ready replicas of a version, and how many a change needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Readiness {
+    /// Owners that are ready.
+    pub ready: usize,
+    /// Owners that must be.
+    pub needed: usize,
 }
 
-fn readiness_on(
+impl Readiness {
+    /// Whether enough are ready.
+    pub fn suffices(self) -> bool {
+        self.ready >= self.needed
+    }
+}
+
+/// What a rollout's target needs to take its share.
+fn for_canary(view: &View, ring: &Ring, soft: &SoftState, model: &ModelName, version: Version) -> Readiness {
+    let eligible = preference(view, ring, model, version).len();
+    let owners = owners(view, ring, model, version).len();
+    let needed = CANARY_REPLICAS_MIN.min(eligible).min(owners).max(1);
+    Readiness { ready: ready(view, ring, soft, model, version), needed }
+}
+
+/// What a rollout's target needs to take all traffic: as many replicas as the stable version has at its service now, where
+/// it has so many owners.
+pub fn for_promotion(
     view: &View,
-    ring: &Ring,
     soft: &SoftState,
     model: &ModelName,
-    version: Version,
-) -> (usize, usize) {
-    let eligible = preference(view, ring, model, version).len();
+    target: Version,
+    stable: Version,
+) -> Readiness {
+    let ring = view.ring();
+    let owners = owners(view, &ring, model, target).len();
+    let Readiness { ready: target, needed } = for_canary(view, &ring, soft, model, target);
+    let stable = ready(view, &ring, soft, model, stable);
+    Readiness { ready: target, needed: needed.max(stable.min(owners)) }
+}
+
+fn ready(view: &View, ring: &Ring, soft: &SoftState, model: &ModelName, version: Version) -> usize {
     let owners = owners(view, ring, model, version);
-    let ready = owners.iter().filter(|node| soft.serves(**node, model, version)).count();
-    (ready, CANARY_REPLICAS_MIN.min(eligible).min(owners.len()).max(1))
+    owners.iter().filter(|node| soft.serves(**node, model, version)).count()
 }
 
 fn plan_rollout(
@@ -69,11 +122,12 @@ fn plan_rollout(
     rollout: &Rollout,
     traffic: &Traffic,
 ) -> Option<Command> {
-    let (ready, needed) = readiness_on(view, ring, soft, model, rollout.target);
+    let readiness = for_canary(view, ring, soft, model, rollout.target);
     let (model, revision) = (model.clone(), traffic.revision);
-    match (&rollout.state, ready >= needed) {
+    match (&rollout.state, readiness.suffices()) {
         (RolloutState::Preparing, true) => Some(Command::Expose { model, revision }),
         (RolloutState::Running, false) => {
+            let Readiness { ready, needed } = readiness;
             let reason = format!("{model}@{} has {ready} ready replicas of {needed}", rollout.target);
             Some(Command::Pause { model, revision, reason })
         }
@@ -84,25 +138,26 @@ fn plan_rollout(
     }
 }
 
-/// Owners that gave a version up, while another node could take it. Where none could, the owner stays and its failure
-/// stays visible.
-fn plan_exclusions(view: &View, ring: &Ring, soft: &SoftState) -> Vec<Command> {
-    let mut commands = Vec::new();
-    for (model, record) in &view.models {
-        for version in record.versions.keys() {
-            let owners = owners(view, ring, model, *version);
-            let spare = preference(view, ring, model, *version).len() > owners.len();
-            let failed = owners.iter().find_map(|node| match soft.stage(*node, model, *version) {
-                Some(Stage::Failed { reason }) => Some((*node, reason.clone())),
-                _ => None,
-            });
-            if let (true, Some((node, reason))) = (spare, failed) {
-                let version = ModelVersion { model: model.clone(), version: *version };
-                commands.push(Command::Exclude { node, version, reason });
+/// Owners that gave a version up, while another node could take it: one at a time, so that its successor is known before
+/// the next is judged. Where none could, the owner stays and its failure stays visible.
+fn plan_exclusions(view: &View, ring: &impl Deref<Target = Ring>, soft: &SoftState) -> Vec<Command> {
+    let mut failures: BTreeMap<(&ModelName, Version), BTreeMap<NodeId, &str>> = BTreeMap::new();
+    for (node, report) in &soft.nodes {
+        for version in &report.versions {
+            if let Stage::Failed { reason } = &version.stage {
+                failures.entry((&version.model, version.version)).or_default().insert(*node, reason);
             }
         }
     }
-    commands
+    let exclusion = |((model, version), failed): ((&ModelName, Version), BTreeMap<NodeId, &str>)| {
+        let owners = owners(view, ring, model, version);
+        let spare = preference(view, ring, model, version).len() > owners.len();
+        let (node, reason) =
+            owners.iter().find_map(|node| Some((*node, *failed.get(node)?))).filter(|_| spare)?;
+        let version = ModelVersion { model: model.clone(), version };
+        Some(Command::Exclude { node, version, reason: reason.to_owned() })
+    };
+    failures.into_iter().filter_map(exclusion).collect()
 }
 
 #[cfg(test)]

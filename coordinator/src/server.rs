@@ -1,43 +1,52 @@
-//! What a coordinator answers on its connections: operators, nodes and clients on the control service, coordinators on the
-//! Raft service, everyone who may on the bundle service.
+//! What a coordinator answers on its connections: operators, nodes and clients on the control service ([`control`],
+//! [`change`]), coordinators on the Raft service ([`peers`]), everyone who may on the bundle service.
 //!
 //! Who may ask what is decided here, from the certificate. A follower hands changes and reads on to the leader, once.
 
+mod change;
+mod control;
+mod peers;
+
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
 use quinn::{RecvStream, SendStream};
 use roost_protocol::error::reason;
 use roost_protocol::frame::Kind;
-use roost_protocol::limits::RAFT_BYTES_MAX;
-use roost_protocol::messages::control::{
-    Answer, Change, ClusterSummary, ControlRequest, ControlResponse, Done, Query,
-};
-use roost_protocol::quic::stream::{StreamError, expect_frame, finish, read_message, write_message};
+use roost_protocol::messages::control::{BundleResponse, Change, ControlRequest, ControlResponse};
+use roost_protocol::quic::stream::{StreamError, finish, read_message, write_message};
 use roost_protocol::quic::{Accepted, Link, PeerIdentity, Role, Service, bundles, watch};
-use roost_protocol::{CommandError, ControlError, Epoch, ModelVersion, RequestId};
-use tokio::time::Instant;
+use roost_protocol::{ClusterId, ControlError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::peer::{PeerRequest, PeerResponse};
-use crate::raft::network::{self, RaftMessage};
+pub(crate) use self::control::hand_on;
+use self::control::{Forward, control};
 use crate::shared::Shared;
-use crate::state::Command;
-use crate::{artefact, planner};
+
+/// Changes, reads and heartbeats that one connection has answered at once: each may hold 4 MiB. A watch counts only until it
+/// has begun.
+const CONTROL_REQUESTS_MAX: usize = 64;
+/// Transfers of one connection at once. Each gathers a few MiB; peers use one after the other.
+const TRANSFERS_MAX: usize = 16;
 
 /// Answers the requests of a connection until it ends.
 pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     let Accepted { service, link } = accepted;
-    while let Ok((mut send, mut recv)) = link.accept().await {
+    let at_once = match service {
+        Service::Control => CONTROL_REQUESTS_MAX,
+        Service::Bundle => TRANSFERS_MAX,
+        // Between coordinators a vote must not wait for anything; QUIC bounds the streams.
+        Service::Raft | Service::Infer => Semaphore::MAX_PERMITS,
+    };
+    let permits = Arc::new(Semaphore::new(at_once));
+    // The semaphore is never closed.
+    while let Ok(permit) = permits.clone().acquire_owned().await {
+        let Ok((mut send, mut recv)) = link.accept().await else { return };
         let (shared, link) = (shared.clone(), link.clone());
         tokio::spawn(async move {
             let answered = match service {
-                Service::Control => serve_control(&shared, &link, &mut send, &mut recv).await,
-                Service::Raft => serve_peer(&shared, &mut send, &mut recv).await,
-                Service::Bundle => {
-                    let may_put = link.peer.has_any(&[Role::Operator]);
-                    let takes = |file: &_| may_put && shared.machine.state(|state| state.awaits_file(file));
-                    bundles::serve(&shared.bundles, &mut send, &mut recv, takes).await
-                }
+                Service::Control => serve_control(&shared, &link, permit, &mut send, &mut recv).await,
+                Service::Raft => peers::serve(&shared, &link, &mut send, &mut recv).await,
+                Service::Bundle => serve_bundles(&shared, &link, &mut send, &mut recv).await,
                 // The coordinator's endpoint does not offer it.
                 Service::Infer => Ok(()),
             };
@@ -48,9 +57,36 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
     }
 }
 
-async fn serve_control(
+/// Whether both sides are of the same cluster, as far as they know. They checked when they greeted each other, but either may
+/// have learnt its cluster since then.
+fn same_cluster(shared: &Shared, link: &Link) -> Result<(), ControlError> {
+    match (shared.cluster(), link.hello.cluster) {
+        (Some(ours), Some(theirs)) if ours != theirs => Err(ControlError::WrongCluster { ours, theirs }),
+        (Some(ClusterId(_)) | None, Some(ClusterId(_)) | None) => Ok(()),
+    }
+}
+
+async fn serve_bundles(
     shared: &Shared,
     link: &Link,
+    send: &mut SendStream,
+    recv: &mut RecvStream,
+) -> Result<(), StreamError> {
+    if let Err(error) = same_cluster(shared, link) {
+        write_message(send, Kind::BundleResponse, &BundleResponse::Failed(error)).await?;
+        finish(send);
+        return Ok(());
+    }
+    let _files = shared.keeping.files.read().await;
+    let may_put = link.peer.has_any(&[Role::Operator]);
+    let takes = |file: &_| may_put && shared.machine.state(|state| state.awaits_file(file));
+    bundles::serve(&shared.bundles, send, recv, takes).await
+}
+
+async fn serve_control(
+    shared: &Arc<Shared>,
+    link: &Link,
+    permit: OwnedSemaphorePermit,
     send: &mut SendStream,
     recv: &mut RecvStream,
 ) -> Result<(), StreamError> {
@@ -62,12 +98,14 @@ async fn serve_control(
         }
         Err(error) => return Err(error),
     };
-    if let ControlRequest::Watch { from, models } = &request {
-        return watch::serve(send, shared.published.subscribe(), *from, models).await;
-    }
-    let response = match permit(&request, &link.peer) {
-        Ok(()) => control(shared, request, link.peer.name.as_str(), Forward::Once).await,
-        Err(error) => {
+    let permitted = same_cluster(shared, link).and_then(|()| permit_request(&request, &link.peer));
+    let response = match (permitted, request) {
+        (Ok(()), ControlRequest::Watch { from, models }) => {
+            drop(permit);
+            return watch::serve(send, shared.published.subscribe(), from, &models).await;
+        }
+        (Ok(()), request) => control(shared, request, link.peer.name.as_str(), Forward::Once).await,
+        (Err(error), _) => {
             tracing::warn!(target: "audit", peer = %link.peer.to_uri(), %error, "refused");
             Err(error)
         }
@@ -81,8 +119,8 @@ async fn respond(send: &mut SendStream, response: &ControlResponse) -> Result<()
     Ok(())
 }
 
-/// Whether the bearer of a certificate may ask.
-fn permit(request: &ControlRequest, peer: &PeerIdentity) -> Result<(), ControlError> {
+/// Whether the bearer of a certificate may ask. That a worker asks for itself alone is checked where its id is known.
+fn permit_request(request: &ControlRequest, peer: &PeerIdentity) -> Result<(), ControlError> {
     let needed = match request {
         ControlRequest::Change { change, .. } => match change {
             Change::ReservePush { .. }
@@ -109,193 +147,61 @@ fn forbidden(needed: String, peer: &PeerIdentity) -> ControlError {
     ControlError::Forbidden { needed, name: peer.name.to_string(), roles: peer.roles_text() }
 }
 
-/// Whether a request may be handed on to the leader.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Forward {
-    Once,
-    Never,
-}
+#[cfg(test)]
+mod tests {
+    use roost_protocol::messages::control::{Heartbeat, Query};
+    use roost_protocol::ring::Speed;
+    use roost_protocol::view::NodeProfile;
+    use roost_protocol::{ClusterName, Epoch, Incarnation, ModelName, NodeId, NodeName, RequestId, Tenant};
 
-async fn control(
-    shared: &Shared,
-    request: ControlRequest,
-    by: &str,
-    forward: Forward,
-) -> Result<ControlResponse, ControlError> {
-    let leads = shared.leader() == Some(shared.node);
-    match request {
-        ControlRequest::Heartbeat(heartbeat) => {
-            let heard = shared.registry(|registry| {
-                let changed = registry.handle_heartbeat(heartbeat, Instant::now());
-                (registry.soft().term, changed.then(|| registry.soft().clone()))
-            });
-            let (term, changed) = heard.ok_or_else(|| shared.not_leader())?;
-            if let Some(soft) = changed {
-                crate::leader::publish(shared, soft);
-            }
-            Ok(ControlResponse::Heard(term))
-        }
-        request @ (ControlRequest::Change { .. } | ControlRequest::Query(_))
-            if !leads && forward == Forward::Once =>
-        {
-            hand_on(shared, request, by).await
-        }
-        ControlRequest::Change { request, sent, change } => {
-            let done = change_state(shared, request, sent, by, change).await?;
-            Ok(ControlResponse::Done(done))
-        }
-        ControlRequest::Query(query) => Ok(ControlResponse::Answer(Box::new(answer(shared, query).await?))),
-        ControlRequest::Watch { .. } => {
-            Err(ControlError::Malformed { what: "a watch cannot be handed on".to_owned() })
-        }
+    use super::*;
+
+    fn join(name: &str) -> Change {
+        let profile = NodeProfile {
+            speed: Speed::default(),
+            zone: String::new(),
+            labels: Default::default(),
+            memory_mib: 1,
+            isa: String::new(),
+            engines: Default::default(),
+        };
+        let (node, name) = (NodeId(1), NodeName::new(name).unwrap());
+        Change::Join { node, name, address: "h:1".to_owned(), profile: Box::new(profile) }
     }
-}
 
-async fn hand_on(
-    shared: &Shared,
-    request: ControlRequest,
-    by: &str,
-) -> Result<ControlResponse, ControlError> {
-    let Some(leader) = shared.leader_address() else {
-        return Err(ControlError::NoQuorum { reason: "no leader is known".to_owned() });
-    };
-    let link = shared.peers.to(&leader).await.map_err(|error| error.into_control(&leader))?;
-    let request = PeerRequest::Forward { by: by.to_owned(), request: Box::new(request) };
-    let answer = link.ask((Kind::RaftRequest, &request), Kind::RaftResponse).await;
-    match answer.map_err(|error| error.into_control(&leader))? {
-        PeerResponse::Control(response) => Ok(*response),
-        PeerResponse::Failed(error) => Err(error),
-        _ => Err(ControlError::Malformed { what: "another answer than to a request handed on".to_owned() }),
-    }
-}
-
-async fn change_state(
-    shared: &Shared,
-    request: RequestId,
-    sent: Epoch,
-    by: &str,
-    change: Change,
-) -> Result<Done, ControlError> {
-    if shared.machine.state(|state| state.cluster()).is_none() {
-        // Refused ahead of the log, so that a retry under the same request id is not answered alike for ever.
-        return Err(ControlError::NoQuorum { reason: "the cluster is still being formed".to_owned() });
-    }
-    let command = match change {
-        Change::ReservePush { files } => Command::Reserve { files },
-        Change::CommitPush { model, digest, manifest, note } => {
-            shared.catch_up().await?;
-            let files = shared.machine.state(|state| state.bundle(&digest).cloned());
-            let files = files.ok_or(CommandError::NotReserved { digest: digest.to_string() })?;
-            let holders = artefact::replicate(shared, &files).await?;
-            Command::CommitVersion { model, digest, manifest, note, holders }
-        }
-        Change::StartRollout { target, weight } => Command::StartRollout { target, weight },
-        Change::Promote { model } => promotion(shared, model).await?,
-        Change::Abort { model, reason } => Command::Abort { model, reason },
-        Change::Undo { model } => Command::Undo { model },
-        Change::SetLabel { version, label } => Command::SetLabel { version, label },
-        Change::RemoveLabel { model, label } => Command::RemoveLabel { model, label },
-        Change::Join { node, name, address, profile } => Command::Join { node, name, address, profile },
-        Change::Drain { node, draining } => Command::Drain { node, draining },
-    };
-    let applied = shared.propose(Some(request), sent, by, command).await?;
-    Ok(Done { epoch: applied.epoch, outcome: applied.result? })
-}
-
-/// A promotion sends all traffic to the target, so all its owners must be ready; soft state knows, `apply` cannot.
-async fn promotion(shared: &Shared, model: roost_protocol::ModelName) -> Result<Command, ControlError> {
-    shared.catch_up().await?;
-    let (view, summary) = shared.machine.state(|state| (state.view(), state.rollout(&model)));
-    let summary = summary?;
-    let revision = summary.traffic.revision;
-    let Some(rollout) = summary.rollout else {
-        // Perhaps a retry of a promotion that was carried out: apply knows the request and answers as before.
-        return Ok(Command::Promote { model, revision });
-    };
-    let soft = shared.registry(|registry| registry.soft().clone()).ok_or_else(|| shared.not_leader())?;
-    let (ready, needed) =
-        view.map_or((0, 1), |view| planner::readiness(&view, &soft, &model, rollout.target));
-    if ready < needed {
-        let version = ModelVersion { model, version: rollout.target };
-        let (ready, needed) = (ready as u32, needed as u32);
-        return Err(CommandError::NotReady { version, ready, needed }.into());
-    }
-    Ok(Command::Promote { model, revision })
-}
-
-async fn answer(shared: &Shared, query: Query) -> Result<Answer, ControlError> {
-    shared.catch_up().await?;
-    match query {
-        Query::Models => Ok(Answer::Models(shared.machine.state(|state| state.models()))),
-        Query::Versions(model) => Ok(Answer::Versions(shared.machine.state(|state| state.versions(&model))?)),
-        Query::Rollout(model) => Ok(Answer::Rollout(shared.machine.state(|state| state.rollout(&model))?)),
-        Query::Files(digest) => {
-            let files = shared.machine.state(|state| state.bundle(&digest).cloned());
-            files.map(Answer::Files).ok_or_else(|| ControlError::NoBundle { digest: digest.to_string() })
-        }
-        Query::Cluster => {
-            let (cluster, epoch) = shared.machine.state(|state| (state.cluster(), state.epoch()));
-            let cluster = cluster.ok_or(CommandError::NotInitialised)?;
-            let known = shared.registry(|registry| (registry.soft().clone(), registry.statistics().clone()));
-            let (soft, statistics) = known.ok_or_else(|| shared.not_leader())?;
-            let (leader, term) = (shared.node, soft.term);
-            Ok(Answer::Cluster(ClusterSummary { cluster, leader, term, epoch, soft, statistics }))
-        }
-    }
-}
-
-async fn serve_peer(
-    shared: &Arc<Shared>,
-    send: &mut SendStream,
-    recv: &mut RecvStream,
-) -> Result<(), StreamError> {
-    let request: PeerRequest = read_message(recv, Kind::RaftRequest).await?;
-    let response = match request {
-        PeerRequest::Raft(message) => {
-            let bytes = match &*message {
-                RaftMessage::Snapshot { bytes, .. } => read_snapshot(recv, *bytes).await?,
-                RaftMessage::Append { .. }
-                | RaftMessage::Vote(_)
-                | RaftMessage::PreVote(_)
-                | RaftMessage::TransferLeader { .. } => Bytes::new(),
+    /// Roles of the bearer `w1`, what it asks for, and whether it may.
+    #[test]
+    fn who_may_ask_what() {
+        let change =
+            |change| ControlRequest::Change { request: RequestId(1), sent: Epoch::default(), change };
+        let model = ModelName::new("digits").unwrap();
+        let heartbeat = ControlRequest::Heartbeat(Heartbeat {
+            node: NodeId(1),
+            incarnation: Incarnation(1),
+            sequence: 1,
+            versions: Vec::new(),
+            statistics: Vec::new(),
+        });
+        let rows = [
+            (Role::Operator, change(Change::Promote { model: model.clone() }), true),
+            (Role::Worker, change(Change::Promote { model: model.clone() }), false),
+            (Role::Client, change(Change::Undo { model }), false),
+            (Role::Worker, change(join("w1")), true),
+            (Role::Worker, change(join("w2")), false),
+            (Role::Operator, change(join("w1")), false),
+            (Role::Worker, change(Change::Drain { node: NodeId(1), draining: true }), true),
+            (Role::Client, change(Change::Drain { node: NodeId(1), draining: true }), false),
+            (Role::Worker, heartbeat.clone(), true),
+            (Role::Coordinator, heartbeat, false),
+            (Role::Client, ControlRequest::Query(Query::Models), true),
+        ];
+        for (role, request, allowed) in rows {
+            let peer = PeerIdentity {
+                cluster: ClusterName::new("c").unwrap(),
+                roles: [role].into(),
+                name: Tenant::new("w1").unwrap(),
             };
-            network::answer(&shared.raft, *message, bytes).await.map(PeerResponse::Raft)
+            assert_eq!(permit_request(&request, &peer).is_ok(), allowed, "{role} {request:?}");
         }
-        PeerRequest::Probe => match shared.raft.is_initialized().await {
-            Ok(initialised) => {
-                let cluster = shared.machine.state(|state| state.cluster());
-                Ok(PeerResponse::Probed { initialised, cluster })
-            }
-            Err(error) => Err(ControlError::NoQuorum { reason: reason(error) }),
-        },
-        PeerRequest::Hold { files, holders } => {
-            artefact::hold(shared, &files, &holders).await.map(|()| PeerResponse::Held)
-        }
-        PeerRequest::Forward { by, request } => {
-            let response = control(shared, *request, &by, Forward::Never).await;
-            Ok(PeerResponse::Control(Box::new(response.unwrap_or_else(ControlResponse::Failed))))
-        }
-        PeerRequest::Soft(soft) => {
-            crate::leader::publish(shared, *soft);
-            Ok(PeerResponse::Heard)
-        }
-    };
-    let response = response.unwrap_or_else(PeerResponse::Failed);
-    write_message(send, Kind::RaftResponse, &response).await?;
-    finish(send);
-    Ok(())
-}
-
-async fn read_snapshot(recv: &mut RecvStream, bytes: u64) -> Result<Bytes, StreamError> {
-    // A snapshot holds no bundle, only what is said of them; it is bounded like any Raft message.
-    if bytes > u64::from(RAFT_BYTES_MAX) {
-        return Err(StreamError::Broken(format!(
-            "a snapshot of {bytes} bytes, at most {RAFT_BYTES_MAX} are taken"
-        )));
     }
-    let mut snapshot = BytesMut::with_capacity(bytes as usize);
-    while (snapshot.len() as u64) < bytes {
-        snapshot.extend_from_slice(expect_frame(recv, Kind::RaftChunk).await?.body());
-    }
-    Ok(snapshot.freeze())
 }

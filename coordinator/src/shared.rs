@@ -1,20 +1,24 @@
 //! What the tasks of a coordinator share.
 
-use std::sync::Arc;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use openraft::ReadPolicy;
+use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::{Instant, ReadPolicy, ServerState};
 use roost_protocol::error::reason;
 use roost_protocol::quic::bundles::BundleStore;
-use roost_protocol::quic::{Links, WallClock};
-use roost_protocol::view::Published;
-use roost_protocol::{ControlError, Epoch, NodeId, RequestId};
+use roost_protocol::quic::{Link, Links, WallClock};
+use roost_protocol::view::{Coordinator, Published, SoftState};
+use roost_protocol::{ClusterId, ControlError, Epoch, NodeId, NodeName, RequestId, Term};
 use tokio::sync::watch;
 
+use crate::artefact::Keeping;
+use crate::coordinator::{ELECTION_MS_MAX, GroupMember};
 use crate::liveness::Registry;
 use crate::raft::Machine;
+use crate::raft::disk::Disk;
 use crate::raft::types::Raft;
 use crate::state::{Applied, Command, Proposal};
 
@@ -24,10 +28,16 @@ const AGREE: Duration = Duration::from_secs(5);
 /// What the tasks of a coordinator share.
 pub(crate) struct Shared {
     pub node: NodeId,
+    pub name: NodeName,
     pub address: String,
+    /// The coordinators of the config, in its order.
+    pub group: Vec<GroupMember>,
+    pub disk: Disk,
     pub raft: Raft,
     pub machine: Machine,
     pub bundles: BundleStore,
+    /// Which bundles are being fetched, sealed or removed.
+    pub keeping: Keeping,
     /// Links for [`crate::peer`] messages.
     pub peers: Links,
     pub bundle_links: Links,
@@ -35,6 +45,9 @@ pub(crate) struct Shared {
     pub published: watch::Sender<Published>,
     /// Who is heard, while this coordinator leads.
     pub registry: Mutex<Option<Registry>>,
+    /// Whether this coordinator may take part in the group. One that belonged to a cluster and whose database is empty may
+    /// not before it is sure that no group counts on what it has forgotten.
+    pub admitted: AtomicBool,
 }
 
 impl Shared {
@@ -43,21 +56,79 @@ impl Shared {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(look)
     }
 
-    /// The address of the leader, when it is another coordinator that is known.
-    pub fn leader_address(&self) -> Option<String> {
-        let leader = self.leader()?;
-        self.machine.state(|state| state.coordinators().get(&leader).map(|c| c.address.clone()))
+    /// Takes a soft state, the leader's own or one that it sent, if it is later than the last.
+    pub fn publish(&self, soft: SoftState) {
+        self.published.send_if_modified(|published| published.offer_soft(soft));
     }
 
-    /// The leader, as far as this coordinator knows.
-    pub fn leader(&self) -> Option<NodeId> {
-        use openraft::async_runtime::WatchReceiver;
-        self.raft.server_metrics().borrow_watched().current_leader.map(NodeId)
+    /// The term in which this coordinator leads: it won the last election that it knows of, and heard from a quorum since
+    /// then and within the longest election timeout, after which others may have elected another. No safety rests on
+    /// this; openraft asks a quorum for that.
+    pub fn leads(&self) -> Option<Term> {
+        let term = self.won()?;
+        let alone = self.raft.voter_ids().count() == 1;
+        let acked = self.raft.data_metrics().borrow_watched().last_quorum_acked;
+        let lately = acked.is_some_and(|at| at.elapsed() < Duration::from_millis(ELECTION_MS_MAX));
+        (alone || lately).then_some(term)
+    }
+
+    /// The term in which this coordinator was elected, when it knows of no later one and Raft runs.
+    pub fn won(&self) -> Option<Term> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let won = metrics.state == ServerState::Leader && metrics.current_leader == Some(self.node.0);
+        won.then_some(Term(metrics.current_term))
+    }
+
+    /// The leader, when it is another coordinator that is known.
+    fn other_leader(&self) -> Option<NodeId> {
+        let leader = self.raft.server_metrics().borrow_watched().current_leader.map(NodeId);
+        leader.filter(|leader| *leader != self.node)
+    }
+
+    /// [`Shared::other_leader`] as the committed membership has it.
+    pub fn leader(&self) -> Option<(NodeId, Coordinator)> {
+        let leader = self.other_leader()?;
+        self.machine.state(|state| Some((leader, state.coordinators().get(&leader)?.clone())))
     }
 
     pub fn not_leader(&self) -> ControlError {
-        let leader = self.leader_address().filter(|address| *address != self.address);
-        ControlError::NotLeader { leader }
+        ControlError::NotLeader { leader: self.leader().map(|(_, leader)| leader.address) }
+    }
+
+    /// The cluster, once it is known here.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.machine.state(|state| state.cluster())
+    }
+
+    /// Fails once the disk has: Raft may take a moment to stop.
+    ///
+    /// # Errors
+    /// [`ControlError::NoQuorum`]: another coordinator may do what this one cannot.
+    pub fn check_disk(&self) -> Result<(), ControlError> {
+        match &*self.disk.failure().borrow() {
+            None => Ok(()),
+            Some(why) => Err(ControlError::NoQuorum {
+                reason: reason(format!("this coordinator's disk failed: {why}")),
+            }),
+        }
+    }
+
+    /// A link to a member of the group, and to nobody else who has its address now.
+    ///
+    /// # Errors
+    /// [`ControlError::Unreachable`], or [`ControlError::WrongNode`] when it is another.
+    pub async fn link_to(&self, id: NodeId, member: &Coordinator) -> Result<Link, ControlError> {
+        let address = &member.address;
+        let link = self.peers.to(address).await.map_err(|error| error.into_control(address))?;
+        if link.hello.node == Some(id) && link.peer.name.as_str() == member.name.as_str() {
+            return Ok(link);
+        }
+        Err(ControlError::WrongNode { name: member.name.clone() })
+    }
+
+    pub fn is_admitted(&self) -> bool {
+        self.admitted.load(Ordering::Acquire)
     }
 
     /// Has a command agreed on and applied.

@@ -5,6 +5,7 @@
 //! workers need of it is projected by [`State::view`]. How entries come to be agreed on is in [`crate::raft`].
 
 mod apply;
+pub(crate) mod bounds;
 mod outcomes;
 mod rollout;
 
@@ -25,6 +26,7 @@ use roost_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::apply::is_about_the_plan;
 use self::outcomes::Outcomes;
 
 /// A log entry: a command, and what makes it idempotent and traceable.
@@ -153,6 +155,8 @@ pub enum Command {
     NodeOut {
         /// Its id.
         node: NodeId,
+        /// The log index of the join that this was planned from: a node that joined again meanwhile is not silent.
+        joined: u64,
     },
     /// A worker cannot host a version: another should own it.
     Exclude {
@@ -162,6 +166,18 @@ pub enum Command {
         version: ModelVersion,
         /// What the last failure said.
         reason: String,
+    },
+    /// Forgets a bundle that was reserved and never committed, so that its files may be removed.
+    Collect {
+        /// The bundle.
+        digest: Digest,
+        /// The reservation that this was planned from: one that was renewed stays.
+        reserved_at_ms: u64,
+    },
+    /// Refuses a request for a reason that only the leader sees, so that all its attempts are refused alike.
+    Refuse {
+        /// The reason.
+        error: Box<CommandError>,
     },
 }
 
@@ -188,7 +204,9 @@ pub struct State {
     /// The latest time that an entry told; it never goes back.
     now_ms: u64,
     coordinators: BTreeMap<NodeId, Coordinator>,
-    nodes: BTreeMap<NodeId, Node>,
+    /// One set of voters, or two while one replaces the other; a quorum is one of each.
+    voters: Vec<BTreeSet<NodeId>>,
+    nodes: BTreeMap<NodeId, NodeRecord>,
     models: BTreeMap<ModelName, ModelRecord>,
     bundles: BTreeMap<Digest, BundleRecord>,
     outcomes: Outcomes,
@@ -196,6 +214,14 @@ pub struct State {
 
 /// The level of a new cluster.
 pub const LEVEL: u32 = 1;
+
+/// A worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct NodeRecord {
+    node: Node,
+    /// The log index of its last join.
+    joined: u64,
+}
 
 /// A model: all its versions, and where its traffic goes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -217,6 +243,8 @@ struct VersionRecord {
     pushed_by: String,
     pushed_at_ms: u64,
     note: String,
+    /// What it takes in a snapshot, by [`bounds::encoded_bytes`] when it was made.
+    kept_bytes: u64,
 }
 
 /// A bundle that must be kept: one that a version is made of, or that is being uploaded.
@@ -254,7 +282,7 @@ impl State {
             cluster: self.cluster?,
             epoch: self.view_epoch(),
             coordinators: self.coordinators.clone(),
-            nodes: self.nodes.clone(),
+            nodes: self.nodes.iter().map(|(id, record)| (*id, record.node.clone())).collect(),
             models: self
                 .models
                 .iter()
@@ -312,6 +340,34 @@ impl State {
         self.models.iter().filter_map(rollout)
     }
 
+    /// The name of a worker.
+    pub fn node_name(&self, node: NodeId) -> Option<&NodeName> {
+        self.nodes.get(&node).map(|record| &record.node.name)
+    }
+
+    /// The workers and the log index of each one's last join, for the planner.
+    pub fn joins(&self) -> impl Iterator<Item = (NodeId, u64)> {
+        self.nodes.iter().map(|(id, record)| (*id, record.joined))
+    }
+
+    /// The bundles that are reserved and not committed, and since when in ms since 1970, for the planner.
+    pub fn reservations(&self) -> impl Iterator<Item = (&Digest, u64)> {
+        self.bundles.iter().filter_map(|(digest, bundle)| Some((digest, bundle.reserved_at_ms?)))
+    }
+
+    /// The latest time that an entry told, in ms since 1970.
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    /// What came of a request that was first sent at the epoch `sent`; `None` when it was not carried out yet.
+    pub fn outcome(&self, request: &RequestId, sent: Epoch) -> Option<Applied> {
+        match self.outcomes.of(request, sent) {
+            Ok(applied) => applied.cloned(),
+            Err(error) => Some(Applied { epoch: self.epoch(), result: Err(error) }),
+        }
+    }
+
     /// The files of a bundle that is referenced or reserved.
     pub fn bundle(&self, digest: &Digest) -> Option<&FileList> {
         self.bundles.get(digest).map(|bundle| &bundle.files)
@@ -321,6 +377,11 @@ impl State {
     pub fn referenced_bundles(&self) -> impl Iterator<Item = (&Digest, &FileList)> {
         let referenced = self.bundles.iter().filter(|(_, bundle)| bundle.reserved_at_ms.is_none());
         referenced.map(|(digest, bundle)| (digest, &bundle.files))
+    }
+
+    /// The bundles that are referenced or reserved.
+    pub fn bundles(&self) -> impl Iterator<Item = (&Digest, &FileList)> {
+        self.bundles.iter().map(|(digest, bundle)| (digest, &bundle.files))
     }
 
     /// Whether a file belongs to a bundle that is referenced or reserved, so that it may be uploaded.

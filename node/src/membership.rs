@@ -64,12 +64,6 @@ pub async fn stay_joined(control: Control, mut published: watch::Receiver<Publis
                 Ok(done) => {
                     tracing::info!(node = %us.name, epoch = %done.epoch, "joined");
                     joined = true;
-                    // The view that says so is on its way; until it is here the old one would make this join again.
-                    let there = |p: &Published| p.view.as_ref().is_some_and(|view| view.epoch >= done.epoch);
-                    if tokio::time::timeout(REJOIN, published.wait_for(there)).await.is_ok_and(|r| r.is_err())
-                    {
-                        return;
-                    }
                 }
                 Err(error) => {
                     tracing::warn!(node = %us.name, %error, "cannot join yet");

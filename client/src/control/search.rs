@@ -241,6 +241,11 @@ mod tests {
         };
         assert!(wait <= Duration::from_millis(10));
         let end = search.next(now + Duration::from_secs(1), &known, &mut rng);
-        assert_eq!(end, Step::GiveUp(error(Says::Gone)));
+        let reason = error(Says::Gone).to_string();
+        assert_eq!(end, Step::GiveUp(ControlError::NoQuorum { reason }), "what it means to whoever asked");
+        search.failed("a", error(Says::Nobody));
+        search.failed("b", error(Says::Gone));
+        let end = search.next(now + Duration::from_secs(1), &known, &mut rng);
+        assert_eq!(end, Step::GiveUp(error(Says::Nobody)), "a coordinator's word says more");
     }
 }

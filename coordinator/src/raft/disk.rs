@@ -1,13 +1,26 @@
 //! The coordinator's database: redb on the storage that it is given, worked on by one executor.
 //!
-//! All work goes through one queue, in order: in production a thread of its own, so that fsync never blocks a task. A
-//! failed write or fsync is reported once and never tried again: what the disk holds afterwards is unknown (design §7).
+//! All work goes through one queue, in order: in production a thread of its own, so that fsync never blocks a task. The
+//! first failure is the last: whatever fails, be it a write, an fsync, a check of what was read, or a panic over a
+//! damaged page, nothing is read or written afterwards, because what the disk holds is unknown (design §7). An fsync
+//! that failed is never tried again.
+//!
+//! Commits are two-phase: the slot that was current stays so until the next one is durable. With one phase redb could
+//! not tell a commit that tore from one that was acknowledged and damaged later, and would go back to the one before
+//! in both cases; that would forget votes.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::io;
-use std::sync::Arc;
+use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use redb::{Database, ReadableDatabase, StorageBackend, TableDefinition};
+use redb::{BackendError, Database, ReadableDatabase, StorageBackend, TableDefinition, TableHandle};
+use roost_protocol::NodeId;
+use tokio::sync::{oneshot, watch};
+
+use super::record::{self, RecordError};
 
 /// Work for the disk's executor.
 pub type Job = Box<dyn FnOnce() + Send>;
@@ -20,19 +33,62 @@ pub trait JobQueue: Send + Sync + 'static {
 
 /// The log: index to record.
 pub(super) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-/// Single records by name: `vote`, `committed`, `purged`, `snapshot`.
+/// Single records by name. Each is there from the first commit on, so that one that is not was lost.
 pub(super) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 /// Chunks of the present snapshot, by number.
 pub(super) const SNAPSHOT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapshot");
 
+/// The record of [`META`] that names the node whose database this is.
+const META_NODE: &str = "node";
+
 /// redb's page cache. Its default of 1 GiB is for large trees; the log is small and read in order.
 const CACHE_BYTES: usize = 4 << 20;
 
-/// A database that is worked on by one executor.
+/// The bytes that redb marks a whole file with.
+const FIRST_BYTES: u64 = 9;
+/// The page that they are in.
+const FIRST_PAGE_BYTES: u64 = 4096;
+
+/// Why a database cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// redb refuses the storage, or the storage failed.
+    #[error("the coordinator's database cannot be opened: {0}")]
+    Open(#[from] redb::DatabaseError),
+    /// Reading or making the tables failed.
+    #[error("the coordinator's database cannot be set up: {0}")]
+    SetUp(io::Error),
+    /// Some of the tables are there and others are not, which no crash leaves behind.
+    #[error(
+        "the coordinator's database has the tables {found:?}; it should have log, meta and snapshot, or none"
+    )]
+    Tables {
+        /// The tables that are there.
+        found: Vec<String>,
+    },
+    /// The database was written under another identity.
+    #[error(
+        "the coordinator's database is of node {theirs}, this is node {ours}; a data folder is moved whole or not at all"
+    )]
+    WrongNode {
+        /// This node.
+        ours: NodeId,
+        /// The node that wrote the database.
+        theirs: NodeId,
+    },
+}
+
+/// A database that is worked on by one executor. Cloning shares it.
 #[derive(Clone)]
 pub struct Disk {
-    database: Arc<Database>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     queue: Arc<dyn JobQueue>,
+    /// None before it was opened and after it was closed.
+    database: Mutex<Option<Database>>,
+    failure: Arc<Failure>,
 }
 
 impl Debug for Disk {
@@ -41,57 +97,112 @@ impl Debug for Disk {
     }
 }
 
-/// Why a database cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// redb refuses the storage, or the storage failed.
-    #[error("the coordinator's database cannot be opened: {0}")]
-    Open(#[from] redb::DatabaseError),
-    /// The tables cannot be made.
-    #[error("the coordinator's database cannot be set up: {0}")]
-    SetUp(io::Error),
+/// The first failure, which is kept.
+#[derive(Debug, Default)]
+struct Failure(watch::Sender<Option<Arc<str>>>);
+
+impl Failure {
+    fn set(&self, error: &io::Error) {
+        self.0.send_if_modified(|failure| {
+            let first = failure.is_none();
+            if first {
+                *failure = Some(error.to_string().into());
+            }
+            first
+        });
+    }
+
+    fn check(&self) -> io::Result<()> {
+        match &*self.0.borrow() {
+            None => Ok(()),
+            Some(reason) => Err(io::Error::other(format!("the disk failed before: {reason}"))),
+        }
+    }
+
+    /// Notes the failure of an operation of the storage.
+    fn watched<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.inspect_err(|error| self.set(error))
+    }
 }
 
-/// A storage in a box, as redb wants it.
+/// The storage that was given, which takes no write and no fsync after the first failure.
 #[derive(Debug)]
-struct Boxed(Box<dyn StorageBackend>);
+struct Fused {
+    storage: Box<dyn StorageBackend>,
+    failure: Arc<Failure>,
+}
 
-impl StorageBackend for Boxed {
+impl StorageBackend for Fused {
     fn len(&self) -> Result<u64, io::Error> {
-        self.0.len()
+        self.failure.watched(self.storage.len())
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
-        self.0.read(offset, out)
+        self.failure.watched(self.storage.read(offset, out))
     }
     fn set_len(&self, len: u64) -> Result<(), io::Error> {
-        self.0.set_len(len)
+        self.failure.check()?;
+        self.failure.watched(self.storage.set_len(len))
     }
     fn sync_data(&self) -> Result<(), io::Error> {
-        self.0.sync_data()
+        self.failure.check()?;
+        self.failure.watched(self.storage.sync_data())
     }
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-        self.0.write(offset, data)
+        self.failure.check()?;
+        self.failure.watched(self.storage.write(offset, data))
     }
     fn close(&self) -> Result<(), io::Error> {
-        self.0.close()
+        self.storage.close()
+    }
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.storage.try_lock_range(start, end)
+    }
+    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.storage.try_lock_shared_range(start, end)
+    }
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.storage.lock_range(start, end)
+    }
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.storage.lock_shared_range(start, end)
+    }
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.storage.unlock_range(start, end)
+    }
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.storage.query_lock_range(start, end)
     }
 }
 
 impl Disk {
-    /// Opens or makes the database on `storage`.
+    /// Opens or makes the database of `node` on `storage`, on the executor: all of it is read and checked.
     ///
     /// # Errors
-    /// [`DiskError`] when the storage fails or holds something else.
-    pub fn open(storage: Box<dyn StorageBackend>, queue: Arc<dyn JobQueue>) -> Result<Self, DiskError> {
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(Boxed(storage))?;
-        write(&database, |transaction| {
-            transaction.open_table(LOG).map_err(io::Error::other)?;
-            transaction.open_table(META).map_err(io::Error::other)?;
-            transaction.open_table(SNAPSHOT).map_err(io::Error::other)?;
-            Ok(())
-        })
-        .map_err(DiskError::SetUp)?;
-        Ok(Self { database: Arc::new(database), queue })
+    /// [`DiskError`] when the storage fails, is damaged, or holds something else.
+    pub async fn open(
+        storage: Box<dyn StorageBackend>,
+        queue: Arc<dyn JobQueue>,
+        node: NodeId,
+    ) -> Result<Self, DiskError> {
+        let failure = Arc::new(Failure::default());
+        let inner = Arc::new(Inner { queue, database: Mutex::new(None), failure: failure.clone() });
+        let opened = inner.clone();
+        let (tell, told) = oneshot::channel();
+        inner.queue.submit(Box::new(move || {
+            let open = || open(Fused { storage, failure }, node);
+            let result = catch_unwind(AssertUnwindSafe(open))
+                .unwrap_or_else(|panic| Err(DiskError::SetUp(panicked(&*panic))));
+            let result = result.map(|database| *opened.lock() = Some(database));
+            // Whoever asked may be gone.
+            let _ = tell.send(result);
+        }));
+        told.await.unwrap_or_else(|_| Err(DiskError::SetUp(queue_ended())))?;
+        Ok(Self { inner })
+    }
+
+    /// The first failure, once there is one.
+    pub(crate) fn failure(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.inner.failure.0.subscribe()
     }
 
     /// Reads in a transaction, on the executor.
@@ -99,17 +210,15 @@ impl Disk {
         &self,
         work: impl FnOnce(&redb::ReadTransaction) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let database = self.database.clone();
-        self.run(move || work(&database.begin_read().map_err(io::Error::other)?)).await
+        self.run(move |database| work(&database.begin_read().map_err(io::Error::other)?)).await
     }
 
     /// Writes in a transaction, on the executor. Durable when it returns.
-    pub(super) async fn write(
+    pub(super) async fn write<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&redb::WriteTransaction) -> io::Result<()> + Send + 'static,
-    ) -> io::Result<()> {
-        let database = self.database.clone();
-        self.run(move || write(&database, work)).await
+        work: impl FnOnce(&redb::WriteTransaction) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        self.run(move |database| write(database, work)).await
     }
 
     /// Writes in a transaction on the executor and tells `done` when it is durable, or that it failed. Returns at once;
@@ -119,28 +228,198 @@ impl Disk {
         work: impl FnOnce(&redb::WriteTransaction) -> io::Result<()> + Send + 'static,
         done: impl FnOnce(io::Result<()>) + Send + 'static,
     ) {
-        let database = self.database.clone();
-        self.queue.submit(Box::new(move || done(write(&database, work))));
+        self.submit(move |database| write(database, work), done);
+    }
+
+    /// Closes the database behind the work that it has. What comes later fails.
+    pub(crate) async fn close(&self) {
+        let inner = self.inner.clone();
+        let (tell, told) = oneshot::channel();
+        self.inner.queue.submit(Box::new(move || {
+            let database = inner.lock().take();
+            let close = || database.map_or(Ok(()), Database::close);
+            let closed = catch_unwind(AssertUnwindSafe(close));
+            if !matches!(closed, Ok(Ok(()))) {
+                tracing::warn!(
+                    "the coordinator's database was not closed; it is checked when it is opened next"
+                );
+            }
+            let _ = tell.send(());
+        }));
+        // Without its executor it is closed when its last user is dropped.
+        let _ = told.await;
     }
 
     async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+        work: impl FnOnce(&Database) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let (tell, told) = tokio::sync::oneshot::channel();
-        self.queue.submit(Box::new(move || {
+        let (tell, told) = oneshot::channel();
+        self.submit(work, move |result| {
             // Whoever asked may be gone.
-            let _ = tell.send(work());
-        }));
-        told.await.unwrap_or_else(|_| Err(io::Error::other("the disk's executor has ended")))
+            let _ = tell.send(result);
+        });
+        told.await.unwrap_or_else(|_| Err(queue_ended()))
+    }
+
+    fn submit<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Database) -> io::Result<T> + Send + 'static,
+        done: impl FnOnce(io::Result<T>) + Send + 'static,
+    ) {
+        let done = Answer { inner: self.inner.clone(), tell: Some(Box::new(done)) };
+        let inner = self.inner.clone();
+        self.inner.queue.submit(Box::new(move || done.tell(inner.work(work))));
     }
 }
 
-fn write(
+impl Inner {
+    fn work<T>(&self, work: impl FnOnce(&Database) -> io::Result<T>) -> io::Result<T> {
+        self.failure.check()?;
+        let database = self.lock();
+        let Some(database) = &*database else {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "the coordinator's database is closed"));
+        };
+        // Nothing is read or written by way of the database after a panic, so it does not matter what it broke.
+        let result = catch_unwind(AssertUnwindSafe(|| work(database)));
+        self.failure.watched(result.unwrap_or_else(|panic| Err(panicked(&*panic))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Database>> {
+        // Panics are caught while it is held.
+        self.database.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells the result of a job; an error when the job is dropped unrun, so that nobody takes silence for "not yet".
+struct Answer<T> {
+    inner: Arc<Inner>,
+    tell: Option<Tell<T>>,
+}
+
+/// Takes the result of a job.
+type Tell<T> = Box<dyn FnOnce(io::Result<T>) + Send>;
+
+impl<T> Answer<T> {
+    fn tell(mut self, result: io::Result<T>) {
+        if let Some(tell) = self.tell.take() {
+            tell(result);
+        }
+    }
+}
+
+impl<T> Drop for Answer<T> {
+    fn drop(&mut self) {
+        if let Some(tell) = self.tell.take() {
+            tell(self.inner.failure.watched(Err(queue_ended())));
+        }
+    }
+}
+
+fn queue_ended() -> io::Error {
+    io::Error::other("the disk's executor has ended")
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> io::Error {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    io::Error::other(format!("the database panicked: {}", text.unwrap_or("without a message")))
+}
+
+fn open(storage: Fused, node: NodeId) -> Result<Database, DiskError> {
+    clear_cut_creation(&storage).map_err(DiskError::SetUp)?;
+    let database = Database::builder()
+        .set_cache_size(CACHE_BYTES)
+        .set_check_integrity_on_open(true)
+        .create_with_backend(storage)?;
+    let mut found = tables(&database).map_err(DiskError::SetUp)?;
+    found.sort_unstable();
+    if found.is_empty() {
+        write(&database, |transaction| set_up(transaction, node)).map_err(DiskError::SetUp)?;
+    } else if found != [LOG.name(), META.name(), SNAPSHOT.name()] {
+        return Err(DiskError::Tables { found });
+    }
+    let theirs = read_node(&database).map_err(DiskError::SetUp)?;
+    if theirs != node {
+        return Err(DiskError::WrongNode { ours: node, theirs });
+    }
+    Ok(database)
+}
+
+/// Empties a file whose creation was cut: redb writes the first bytes last, and refuses a file without them. Such a file has
+/// nothing behind its first page; one that has lost its first bytes has, and stays as it is.
+fn clear_cut_creation(storage: &Fused) -> io::Result<()> {
+    let len = storage.len()?;
+    if len == 0 || !is_zero(storage, 0, len.min(FIRST_BYTES))? || !is_zero(storage, FIRST_PAGE_BYTES, len)? {
+        return Ok(());
+    }
+    storage.set_len(0)
+}
+
+/// Whether there is nothing but zeros from `start` on and before `end`.
+fn is_zero(storage: &Fused, start: u64, end: u64) -> io::Result<bool> {
+    let mut page = [0; FIRST_PAGE_BYTES as usize];
+    let mut at = start;
+    while at < end {
+        let bytes = (end - at).min(FIRST_PAGE_BYTES);
+        let page = &mut page[..bytes as usize];
+        storage.read(at, page)?;
+        if page.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        at += bytes;
+    }
+    Ok(true)
+}
+
+fn tables(database: &Database) -> io::Result<Vec<String>> {
+    let transaction = database.begin_read().map_err(io::Error::other)?;
+    let tables = transaction.list_tables().map_err(io::Error::other)?;
+    Ok(tables.map(|table| table.name().to_owned()).collect())
+}
+
+/// Makes the tables and the records, in one commit.
+fn set_up(transaction: &redb::WriteTransaction, node: NodeId) -> io::Result<()> {
+    transaction.open_table(LOG).map_err(io::Error::other)?;
+    transaction.open_table(SNAPSHOT).map_err(io::Error::other)?;
+    put_meta(transaction, META_NODE, &node)?;
+    super::log::set_up(transaction)?;
+    super::machine::set_up(transaction)
+}
+
+fn read_node(database: &Database) -> io::Result<NodeId> {
+    get_meta(&database.begin_read().map_err(io::Error::other)?, META_NODE)
+}
+
+fn write<T>(
     database: &Database,
-    work: impl FnOnce(&redb::WriteTransaction) -> io::Result<()>,
+    work: impl FnOnce(&redb::WriteTransaction) -> io::Result<T>,
+) -> io::Result<T> {
+    let mut transaction = database.begin_write().map_err(io::Error::other)?;
+    transaction.set_two_phase_commit(true);
+    let result = work(&transaction)?;
+    transaction.commit().map_err(io::Error::other)?;
+    Ok(result)
+}
+
+/// Reads a record of [`META`].
+pub(super) fn get_meta<T: serde::de::DeserializeOwned>(
+    transaction: &redb::ReadTransaction,
+    name: &str,
+) -> io::Result<T> {
+    let table = transaction.open_table(META).map_err(io::Error::other)?;
+    let record = table.get(name).map_err(io::Error::other)?;
+    let record = record.ok_or_else(|| RecordError::Missing { what: name.to_owned() })?;
+    Ok(record::open(name, record.value())?)
+}
+
+/// Writes a record of [`META`].
+pub(super) fn put_meta<T: serde::Serialize>(
+    transaction: &redb::WriteTransaction,
+    name: &str,
+    value: &T,
 ) -> io::Result<()> {
-    let transaction = database.begin_write().map_err(io::Error::other)?;
-    work(&transaction)?;
-    transaction.commit().map_err(io::Error::other)
+    let mut table = transaction.open_table(META).map_err(io::Error::other)?;
+    table.insert(name, record::seal(name, value)?.as_slice()).map_err(io::Error::other)?;
+    Ok(())
 }

@@ -1,6 +1,10 @@
 //! The state machine: applies committed entries to [`State`], publishes the view, keeps snapshots.
 //!
-//! The state lives in memory; on disk there is its last snapshot, and the log from there on.
+//! The state lives in memory; on disk there is its last snapshot, and the log from there on. An entry is read back from the
+//! disk before it is applied, so what was applied here is durable here, and a snapshot never runs ahead of the log.
+//!
+//! A snapshot's bytes are one record, with a format and a checksum, which lies on disk in chunks that are records too: the
+//! chunks are checked on each read, and the whole tells that none is missing or of an earlier snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -8,23 +12,33 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
-use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
+use openraft::alias::{EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
-use openraft::{EntryPayload, OptionalSend};
-use redb::ReadableTable;
-use roost_protocol::view::{Coordinator, Published};
+use openraft::{EntryPayload, Membership, OptionalSend};
+use redb::{ReadableTable, WriteTransaction};
+use roost_protocol::view::{Coordinator, Published, View};
 use roost_protocol::{NodeId, NodeName};
 use tokio::sync::watch;
 
-use super::disk::{Disk, META, SNAPSHOT};
+use super::disk::{Disk, META, SNAPSHOT, put_meta};
 use super::record::{self, RecordError, SnapshotMetaRecord};
 use super::types::{Member, Types};
-use crate::state::State;
+use crate::state::{Applied, State};
 
-/// Where the present snapshot's meta record lies in [`META`].
+/// Where it lies in [`META`] what the present snapshot covers.
 const META_SNAPSHOT: &str = "snapshot";
+/// What the whole is called in errors.
+const WHOLE: &str = "the snapshot's state";
 /// A chunk of a snapshot on disk; each carries a checksum of its own.
 const SNAPSHOT_CHUNK_BYTES: usize = 256 << 10;
+
+/// A snapshot as openraft has it.
+type Snapshot = SnapshotOf<Types, Bytes>;
+
+/// Makes the snapshot's record in a new database.
+pub(super) fn set_up(transaction: &WriteTransaction) -> io::Result<()> {
+    put_meta(transaction, META_SNAPSHOT, &None::<SnapshotMetaRecord>)
+}
 
 /// The state machine of this coordinator. Clones share the state.
 #[derive(Clone)]
@@ -34,8 +48,11 @@ pub struct Machine {
     published: watch::Sender<Published>,
 }
 
+#[derive(Default)]
 struct Inner {
     state: State,
+    /// The projection of the state; none before the cluster has an identity.
+    view: Option<Arc<View>>,
     applied: Option<LogIdOf<Types>>,
     membership: StoredMembershipOf<Types>,
 }
@@ -46,14 +63,10 @@ impl Machine {
     /// # Errors
     /// The disk's, or that the snapshot is not what was written.
     pub async fn open(disk: Disk, published: watch::Sender<Published>) -> io::Result<Self> {
-        let inner = Inner {
-            state: State::default(),
-            applied: None,
-            membership: StoredMembershipOf::<Types>::default(),
-        };
-        let machine = Self { disk, inner: Arc::new(Mutex::new(inner)), published };
-        if let Some((meta, bytes)) = machine.read_snapshot().await? {
-            machine.take(&meta, &bytes)?;
+        let machine = Self { disk, inner: Arc::default(), published };
+        if let Some(snapshot) = machine.read_snapshot().await? {
+            let state = decode(&snapshot.meta, &snapshot.snapshot)?;
+            machine.take(&snapshot.meta, state);
         }
         Ok(machine)
     }
@@ -63,69 +76,85 @@ impl Machine {
         look(&self.lock().state)
     }
 
+    /// Looks at the state and the view of it; `None` before the cluster has an identity.
+    pub fn state_and_view<T>(&self, look: impl FnOnce(&State, &Arc<View>) -> T) -> Option<T> {
+        let inner = self.lock();
+        inner.view.as_ref().map(|view| look(&inner.state, view))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Applying does not panic; if it did, the state would be unusable and openraft has stopped already.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
-    fn take(&self, meta: &SnapshotMetaOf<Types>, bytes: &[u8]) -> io::Result<()> {
-        let state: State = postcard::from_bytes(bytes).map_err(|e| RecordError::Body {
-            what: "the snapshot's state".to_owned(),
-            reason: e.to_string(),
-        })?;
-        let mut inner = self.lock();
-        inner.state = state;
-        inner.applied = meta.last_log_id;
-        inner.membership = meta.last_membership.clone();
-        let view = inner.state.view();
-        drop(inner);
+    fn take(&self, meta: &SnapshotMetaOf<Types>, state: State) {
+        let view = state.view().map(Arc::new);
+        *self.lock() = Inner {
+            state,
+            view: view.clone(),
+            applied: meta.last_log_id,
+            membership: meta.last_membership.clone(),
+        };
         self.publish(view);
-        Ok(())
     }
 
-    fn publish(&self, view: Option<roost_protocol::view::View>) {
+    fn publish(&self, view: Option<Arc<View>>) {
         if let Some(view) = view {
-            self.published.send_if_modified(|published| published.offer_view(Arc::new(view)));
+            self.published.send_if_modified(|published| published.offer_view(view));
         }
     }
 
-    async fn read_snapshot(&self) -> io::Result<Option<(SnapshotMetaOf<Types>, Bytes)>> {
+    async fn read_snapshot(&self) -> io::Result<Option<Snapshot>> {
         self.disk
             .read(|transaction| {
-                let table = transaction.open_table(META).map_err(io::Error::other)?;
-                let Some(meta) = table.get(META_SNAPSHOT).map_err(io::Error::other)? else { return Ok(None) };
-                let meta: SnapshotMetaRecord = record::open(META_SNAPSHOT, meta.value())?;
-                let mut bytes = Vec::new();
+                let meta = transaction.open_table(META).map_err(io::Error::other)?;
+                let Some(record) = read_record(&meta)? else { return Ok(None) };
                 let chunks = transaction.open_table(SNAPSHOT).map_err(io::Error::other)?;
-                for row in chunks.iter().map_err(io::Error::other)? {
-                    let (number, chunk) = row.map_err(io::Error::other)?;
-                    let what = format!("chunk {} of the snapshot", number.value());
-                    bytes.extend_from_slice(record::open_bytes(&what, chunk.value())?);
-                }
-                Ok(Some((meta.try_into()?, bytes.into())))
-            })
-            .await
-    }
-
-    async fn write_snapshot(&self, meta: &SnapshotMetaOf<Types>, bytes: Bytes) -> io::Result<()> {
-        let meta = record::seal(META_SNAPSHOT, &SnapshotMetaRecord::from(meta))?;
-        self.disk
-            .write(move |transaction| {
-                let mut table = transaction.open_table(META).map_err(io::Error::other)?;
-                table.insert(META_SNAPSHOT, meta.as_slice()).map_err(io::Error::other)?;
-                let mut chunks = transaction.open_table(SNAPSHOT).map_err(io::Error::other)?;
-                chunks.retain(|_, _| false).map_err(io::Error::other)?;
-                for (number, chunk) in bytes.chunks(SNAPSHOT_CHUNK_BYTES).enumerate() {
-                    let chunk = record::seal_bytes(chunk);
-                    chunks.insert(number as u64, chunk.as_slice()).map_err(io::Error::other)?;
-                }
-                Ok(())
+                Ok(Some(read_bytes(record, &chunks)?))
             })
             .await
     }
 }
 
-fn coordinators(membership: &openraft::Membership<u64, Member>) -> BTreeMap<NodeId, Coordinator> {
+fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
+    // Applying does not panic; if it did, the state would be unusable and openraft has stopped already.
+    inner.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    fn apply(&mut self, entry: &EntryOf<Types>) -> io::Result<Applied> {
+        let index = entry.log_id.index;
+        if let Some(applied) = self.applied.filter(|applied| applied.index >= index) {
+            return Err(RecordError::Misplaced { expected: applied.index + 1, actual: index }.into());
+        }
+        self.applied = Some(entry.log_id);
+        Ok(match &entry.payload {
+            EntryPayload::Blank => {
+                self.state.apply_blank(index);
+                super::nothing_applied(&self.state)
+            }
+            EntryPayload::Normal(proposal) => self.state.apply(index, proposal),
+            EntryPayload::Membership(membership) => {
+                self.membership = StoredMembershipOf::<Types>::new(Some(entry.log_id), membership.clone());
+                let voters = membership.get_joint_config().iter();
+                let voters = voters.map(|set| set.iter().map(|id| NodeId(*id)).collect()).collect();
+                self.state.apply_membership(index, coordinators(membership), voters);
+                super::nothing_applied(&self.state)
+            }
+        })
+    }
+
+    /// Projects the state anew if it changed; `None` when it did not.
+    fn project(&mut self) -> Option<Arc<View>> {
+        let epoch = self.state.view_epoch();
+        if self.view.as_ref().is_some_and(|view| view.epoch == epoch) {
+            return None;
+        }
+        self.view = self.state.view().map(Arc::new);
+        self.view.clone()
+    }
+}
+
+fn coordinators(membership: &Membership<u64, Member>) -> BTreeMap<NodeId, Coordinator> {
     let voters: BTreeSet<u64> = membership.voter_ids().collect();
     let coordinator = |(id, member): (&u64, &Member)| {
         // Names come from validated configs; one that is none could only come from a foreign build.
@@ -133,6 +162,56 @@ fn coordinators(membership: &openraft::Membership<u64, Member>) -> BTreeMap<Node
         Some((NodeId(*id), Coordinator { name, address: member.address.clone(), voter: voters.contains(id) }))
     };
     membership.nodes().filter_map(coordinator).collect()
+}
+
+fn decode(meta: &SnapshotMetaOf<Types>, bytes: &[u8]) -> Result<State, RecordError> {
+    let state: State = record::open(WHOLE, bytes)?;
+    let (says, holds) = (meta.last_log_id.map_or(0, |last| last.index), state.epoch().index);
+    if says != holds {
+        let reason = format!("it is of entry {holds}, the snapshot is of entry {says}");
+        return Err(RecordError::Body { what: WHOLE.to_owned(), reason });
+    }
+    Ok(state)
+}
+
+fn read_record(
+    meta: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> io::Result<Option<SnapshotMetaRecord>> {
+    let record = meta.get(META_SNAPSHOT).map_err(io::Error::other)?;
+    let record = record.ok_or_else(|| RecordError::Missing { what: META_SNAPSHOT.to_owned() })?;
+    Ok(record::open(META_SNAPSHOT, record.value())?)
+}
+
+fn read_bytes(
+    meta: SnapshotMetaRecord,
+    chunks: &impl ReadableTable<u64, &'static [u8]>,
+) -> io::Result<Snapshot> {
+    let mut bytes = Vec::new();
+    for row in chunks.iter().map_err(io::Error::other)? {
+        let (number, chunk) = row.map_err(io::Error::other)?;
+        let what = format!("chunk {} of the snapshot", number.value());
+        bytes.extend_from_slice(record::open_bytes(&what, chunk.value())?);
+    }
+    record::open_bytes(WHOLE, &bytes)?;
+    Ok(Snapshot { meta: meta.try_into()?, snapshot: bytes.into() })
+}
+
+/// Puts a snapshot in the place of the present one, unless that is later: an installed one may overtake one that is being
+/// built, and the log that the earlier one would need is purged then. Returns the one that stays.
+fn keep_latest(transaction: &WriteTransaction, snapshot: Snapshot) -> io::Result<Snapshot> {
+    let meta = SnapshotMetaRecord::from(&snapshot.meta);
+    let present = read_record(&transaction.open_table(META).map_err(io::Error::other)?)?;
+    let mut chunks = transaction.open_table(SNAPSHOT).map_err(io::Error::other)?;
+    if let Some(present) = present.filter(|present| present.last() > meta.last()) {
+        return read_bytes(present, &chunks);
+    }
+    put_meta(transaction, META_SNAPSHOT, &Some(meta))?;
+    chunks.retain(|_, _| false).map_err(io::Error::other)?;
+    for (number, chunk) in snapshot.snapshot.chunks(SNAPSHOT_CHUNK_BYTES).enumerate() {
+        let chunk = record::seal_bytes(chunk);
+        chunks.insert(number as u64, chunk.as_slice()).map_err(io::Error::other)?;
+    }
+    Ok(snapshot)
 }
 
 impl RaftStateMachine<Types> for Machine {
@@ -148,36 +227,20 @@ impl RaftStateMachine<Types> for Machine {
     where
         S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
     {
+        let mut answers = Vec::new();
         while let Some((entry, responder)) = entries.try_next().await? {
-            let index = entry.log_id.index;
-            let (applied, view) = {
-                let mut inner = self.lock();
-                let before = inner.state.view_epoch();
-                inner.applied = Some(entry.log_id);
-                let applied = match &entry.payload {
-                    EntryPayload::Blank => {
-                        inner.state.apply_blank(index);
-                        None
-                    }
-                    EntryPayload::Normal(proposal) => Some(inner.state.apply(index, proposal)),
-                    EntryPayload::Membership(membership) => {
-                        inner.membership =
-                            StoredMembershipOf::<Types>::new(Some(entry.log_id), membership.clone());
-                        inner.state.apply_membership(index, coordinators(membership));
-                        None
-                    }
-                };
-                let changed = inner.state.view_epoch() != before;
-                let applied = applied.unwrap_or_else(|| super::nothing_applied(&inner.state));
-                (applied, changed.then(|| inner.state.view()).flatten())
-            };
+            let applied = self.lock().apply(&entry)?;
             if let EntryPayload::Normal(proposal) = &entry.payload {
-                tracing::debug!(index, command = ?proposal.command, by = proposal.by, result = ?applied.result, "applied");
+                let (index, command, by) = (entry.log_id.index, &proposal.command, &proposal.by);
+                tracing::debug!(index, ?command, by, result = ?applied.result, "applied");
             }
-            self.publish(view);
-            if let Some(responder) = responder {
-                responder.send(applied);
-            }
+            answers.extend(responder.map(|responder| (responder, applied)));
+        }
+        // Once for all entries, and ahead of the answers: who hears that a change was made finds it in the view here.
+        let view = self.lock().project();
+        self.publish(view);
+        for (responder, applied) in answers {
+            responder.send(applied);
         }
         Ok(())
     }
@@ -187,28 +250,36 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMetaOf<Types>, bytes: Bytes) -> io::Result<()> {
-        self.write_snapshot(meta, bytes.clone()).await?;
-        self.take(meta, &bytes)
+        // Read ahead of writing: one that cannot be read must not take the place of one that can.
+        let state = decode(meta, &bytes)?;
+        let snapshot = Snapshot { meta: meta.clone(), snapshot: bytes };
+        self.disk.write(move |transaction| keep_latest(transaction, snapshot)).await?;
+        tracing::info!(epoch = %state.epoch(), "took a snapshot in the place of the entries that it covers");
+        self.take(meta, state);
+        Ok(())
     }
 
-    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<Types, Bytes>>> {
-        let snapshot = self.read_snapshot().await?;
-        Ok(snapshot.map(|(meta, snapshot)| SnapshotOf::<Types, Bytes> { meta, snapshot }))
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        self.read_snapshot().await
     }
 }
 
 impl RaftSnapshotBuilder<Types> for Machine {
     type SnapshotData = Bytes;
 
-    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Types, Bytes>> {
-        let (meta, state) = {
-            let inner = self.lock();
-            let last_membership = inner.membership.clone();
-            let meta = SnapshotMetaOf::<Types> { last_log_id: inner.applied, last_membership };
-            (meta, inner.state.clone())
-        };
-        let bytes: Bytes = postcard::to_stdvec(&state).map_err(io::Error::other)?.into();
-        self.write_snapshot(&meta, bytes.clone()).await?;
-        Ok(SnapshotOf::<Types, Bytes> { meta, snapshot: bytes })
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        let inner = self.inner.clone();
+        self.disk
+            .write(move |transaction| {
+                let (meta, state) = {
+                    let inner = lock(&inner);
+                    let last_membership = inner.membership.clone();
+                    let meta = SnapshotMetaOf::<Types> { last_log_id: inner.applied, last_membership };
+                    (meta, inner.state.clone())
+                };
+                let bytes = record::seal(WHOLE, &state)?;
+                keep_latest(transaction, Snapshot { meta, snapshot: bytes.into() })
+            })
+            .await
     }
 }

@@ -1,7 +1,9 @@
 //! Raft's messages between coordinators, over QUIC.
 //!
 //! Each request is a stream of its own. A connection is used only when the coordinator at its other end greets with the
-//! node id that the membership names: an emptied data folder is another node and must not vote in the old one's name.
+//! node id that the membership names, and bears a certificate of the member's name: an emptied data folder is another
+//! node, a copied one is on another machine, and neither may vote in the member's name. The other side checks too that
+//! what it hears is meant for it and comes from whom it says.
 
 use std::time::Duration;
 
@@ -26,6 +28,12 @@ use serde::{Deserialize, Serialize};
 use super::record::{EntryRecord, LogIdRecord, SnapshotMetaRecord, VoteRecord};
 use super::types::{Member, Types};
 use crate::peer::{PeerRequest, PeerResponse};
+
+/// What appending entries may take: a follower answers after its fsync, and the largest batch takes four seconds on a link
+/// of 1 MiB/s. A follower that died is noticed by QUIC sooner.
+const APPEND: Duration = Duration::from_secs(6);
+/// The slowest link on which a snapshot still arrives, however large it is.
+const SNAPSHOT_BYTES_PER_S_MIN: u64 = 1 << 20;
 
 /// A Raft message from one coordinator to another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,12 +73,28 @@ pub enum RaftMessage {
     },
 }
 
+impl RaftMessage {
+    /// Who sends it, as the message itself says.
+    pub fn sender(&self) -> NodeId {
+        let vote = match self {
+            Self::Append { vote, .. } | Self::Snapshot { vote, .. } | Self::TransferLeader { vote, .. } => {
+                vote
+            }
+            Self::Vote(ask) | Self::PreVote(ask) => &ask.vote,
+        };
+        NodeId(vote.node())
+    }
+}
+
 /// A request for a vote.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VoteAsk {
-    vote: VoteRecord,
-    last: Option<LogIdRecord>,
-    transfer: bool,
+    /// The vote that is asked for.
+    pub(crate) vote: VoteRecord,
+    /// The asker's last entry.
+    pub(crate) last: Option<LogIdRecord>,
+    /// Whether the leader asked the asker to take over.
+    pub(crate) transfer: bool,
 }
 
 /// The answer to a [`RaftMessage`].
@@ -152,11 +176,10 @@ impl Client {
     async fn link(&self) -> Result<Link, ControlError> {
         let link =
             self.links.to(&self.member.address).await.map_err(|e| e.into_control(&self.member.address))?;
-        if link.hello.node == Some(self.target) {
+        if link.hello.node == Some(self.target) && link.peer.name.as_str() == self.member.name {
             return Ok(link);
         }
-        // Not this member: look again at the next message, for it may come back.
-        link.close();
+        // Not this member. Should it come back, this connection breaks and the next message makes another.
         match NodeName::new(&self.member.name) {
             Ok(name) => Err(ControlError::WrongNode { name }),
             Err(error) => Err(ControlError::Malformed { what: reason(error) }),
@@ -166,7 +189,7 @@ impl Client {
     async fn ask(&self, message: RaftMessage, within: Duration) -> Result<RaftAnswer, Unreachable<Types>> {
         let ask = async {
             let link = self.link().await?;
-            let request = PeerRequest::Raft(Box::new(message));
+            let request = PeerRequest::Raft { to: self.target, message: Box::new(message) };
             let answer = link.ask((Kind::RaftRequest, &request), Kind::RaftResponse).await;
             read_answer(answer, &self.member.address)
         };
@@ -178,7 +201,8 @@ impl Client {
         let link = self.link().await?;
         let send = async {
             let (mut send, mut recv) = link.open().await?;
-            write_message(&mut send, Kind::RaftRequest, &PeerRequest::Raft(Box::new(message))).await?;
+            let request = PeerRequest::Raft { to: self.target, message: Box::new(message) };
+            write_message(&mut send, Kind::RaftRequest, &request).await?;
             let mut rest = bytes;
             while !rest.is_empty() {
                 let chunk = rest.split_to(rest.len().min(CHUNK_BYTES_MAX as usize));
@@ -240,7 +264,8 @@ impl RaftNetworkV2<Types> for Client {
             entries: request.entries.into_iter().map(Into::into).collect(),
             committed: request.leader_commit.map(Into::into),
         };
-        match self.ask(message, option.hard_ttl()).await? {
+        // openraft's own limit is a heartbeat's interval, too little for a batch on a slow link; heartbeats it limits itself.
+        match self.ask(message, APPEND.max(option.hard_ttl())).await? {
             RaftAnswer::Appended => Ok(AppendEntriesResponse::Success),
             RaftAnswer::AppendedTo(to) => Ok(AppendEntriesResponse::PartialSuccess(to.map(Into::into))),
             RaftAnswer::Conflict => Ok(AppendEntriesResponse::Conflict),
@@ -272,13 +297,10 @@ impl RaftNetworkV2<Types> for Client {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let message = RaftMessage::Snapshot {
-            vote: vote.into(),
-            meta: (&snapshot.meta).into(),
-            bytes: snapshot.snapshot.len() as u64,
-        };
-        let send =
-            timely(self.send_snapshot(message, snapshot.snapshot), option.hard_ttl(), &self.member.address);
+        let bytes = snapshot.snapshot.len() as u64;
+        let message = RaftMessage::Snapshot { vote: vote.into(), meta: (&snapshot.meta).into(), bytes };
+        let within = option.hard_ttl() + Duration::from_secs(bytes / SNAPSHOT_BYTES_PER_S_MIN);
+        let send = timely(self.send_snapshot(message, snapshot.snapshot), within, &self.member.address);
         match select(std::pin::pin!(send), std::pin::pin!(cancel)).await {
             Either::Left((Ok(RaftAnswer::Installed(vote)), _)) => Ok(SnapshotResponse::new(vote.into())),
             Either::Left((Ok(other), _)) => Err(unexpected(&other).into()),

@@ -44,6 +44,20 @@ pub enum RecordError {
         /// What was read.
         what: String,
     },
+    /// What must be there is not.
+    #[error("{what}: it is not there, the disk lost it")]
+    Missing {
+        /// What was to be read.
+        what: String,
+    },
+    /// A record of another place.
+    #[error("log entry {expected}: the record there is of entry {actual}")]
+    Misplaced {
+        /// Where it was found.
+        expected: u64,
+        /// Where it belongs.
+        actual: u64,
+    },
     /// The body is no value of its type.
     #[error("{what}: {reason}")]
     Body {
@@ -108,19 +122,28 @@ pub fn seal<T: Serialize>(what: &str, value: &T) -> Result<Vec<u8>, RecordError>
 /// # Errors
 /// [`RecordError`] when it is not what was written.
 pub fn open<T: DeserializeOwned>(what: &str, record: &[u8]) -> Result<T, RecordError> {
+    let unfit = |reason: String| RecordError::Body { what: what.to_owned(), reason };
     let body = open_bytes(what, record)?;
-    postcard::from_bytes(body).map_err(|e| RecordError::Body { what: what.to_owned(), reason: e.to_string() })
+    let (value, rest) = postcard::take_from_bytes(body).map_err(|error| unfit(error.to_string()))?;
+    if rest.is_empty() { Ok(value) } else { Err(unfit(format!("{} bytes are left over", rest.len()))) }
 }
 
 fn checksum(head: &[u8], body: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(head), body)
 }
 
-/// A position in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A position in the log. A later one is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LogIdRecord {
     term: u64,
     index: u64,
+}
+
+impl LogIdRecord {
+    /// The index.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
 }
 
 impl From<LogIdOf<Types>> for LogIdRecord {
@@ -141,6 +164,13 @@ pub struct VoteRecord {
     term: u64,
     node: u64,
     committed: bool,
+}
+
+impl VoteRecord {
+    /// Who asks for votes, or leads.
+    pub fn node(&self) -> u64 {
+        self.node
+    }
 }
 
 impl From<VoteOf<Types>> for VoteRecord {
@@ -211,6 +241,13 @@ pub struct SnapshotMetaRecord {
     membership: StoredMembershipRecord,
 }
 
+impl SnapshotMetaRecord {
+    /// The last entry that the snapshot covers.
+    pub fn last(&self) -> Option<LogIdRecord> {
+        self.last
+    }
+}
+
 impl From<&SnapshotMetaOf<Types>> for SnapshotMetaRecord {
     fn from(meta: &SnapshotMetaOf<Types>) -> Self {
         Self { last: meta.last_log_id.map(Into::into), membership: (&meta.last_membership).into() }
@@ -251,6 +288,11 @@ impl From<EntryOf<Types>> for EntryRecord {
 }
 
 impl EntryRecord {
+    /// Its place in the log.
+    pub fn index(&self) -> u64 {
+        self.id.index
+    }
+
     /// The entry, as openraft has it.
     ///
     /// # Errors
@@ -281,6 +323,13 @@ mod tests {
             open::<VoteRecord>("a vote", &record[..length]).unwrap_err();
         }
         assert_eq!(open::<VoteRecord>("a vote", &record).unwrap().term, 7);
+    }
+
+    #[test]
+    fn a_body_that_is_longer_than_its_value_is_none() {
+        let record = seal("a vote", &(VoteRecord { term: 7, node: 3, committed: true }, 1u8)).unwrap();
+        let error = open::<VoteRecord>("a vote", &record).unwrap_err();
+        assert_eq!(error.to_string(), "a vote: 1 bytes are left over");
     }
 
     #[test]

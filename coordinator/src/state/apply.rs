@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use roost_protocol::bundle::FileList;
 use roost_protocol::error::reason;
-use roost_protocol::limits::{MODELS_MAX, NODES_MAX, REASON_BYTES_MAX};
+use roost_protocol::limits::{MODELS_MAX, NODES_MAX};
 use roost_protocol::manifest::Manifest;
 use roost_protocol::messages::control::{Outcome, RolloutEventKind};
 use roost_protocol::traffic::Traffic;
@@ -14,10 +14,11 @@ use roost_protocol::{
     CommandError, Digest, Label, ModelName, ModelVersion, NodeId, NodeName, Revision, Version,
 };
 
-use super::{Applied, BundleRecord, Command, LEVEL, ModelRecord, Proposal, State, VersionRecord};
-
-/// Bundles that are reserved and not committed at one time. Each may hold gigabytes on every coordinator.
-const RESERVATIONS_MAX: usize = 64;
+use super::bounds::{
+    LABELS_MAX, RESERVATIONS_MAX, VERSIONS_BYTES_MAX, check_node, check_version, check_view, encoded_bytes,
+    limit,
+};
+use super::{Applied, BundleRecord, Command, LEVEL, ModelRecord, NodeRecord, Proposal, State, VersionRecord};
 
 impl State {
     /// Applies the entry at `index` of the log.
@@ -36,17 +37,25 @@ impl State {
             self.view_index = index;
         }
         let applied = Applied { epoch: self.epoch(), result };
-        if let Some(request) = proposal.request {
+        if let Some(request) = proposal.request
+            && !applied.result.as_ref().is_err_and(is_about_the_plan)
+        {
             self.outcomes.record(request, applied.clone());
         }
         applied
     }
 
-    /// Takes the membership that Raft committed at `index`.
-    pub fn apply_membership(&mut self, index: u64, coordinators: BTreeMap<NodeId, Coordinator>) {
+    /// Takes the membership that Raft committed at `index`: who is a member, and the sets of voters of which each must agree.
+    pub fn apply_membership(
+        &mut self,
+        index: u64,
+        coordinators: BTreeMap<NodeId, Coordinator>,
+        voters: Vec<BTreeSet<NodeId>>,
+    ) {
         self.index = index;
         self.view_index = index;
         self.coordinators = coordinators;
+        self.voters = voters;
     }
 
     /// Notes an entry that does nothing, such as a new leader's first.
@@ -72,6 +81,7 @@ impl State {
             }
             Command::StartRollout { target, weight } => {
                 let now_ms = self.now_ms;
+                self.check_view_with(target)?;
                 self.model_mut(&target.model)?.start_rollout(target, *weight, now_ms, by)
             }
             Command::Expose { model, revision } => {
@@ -105,8 +115,10 @@ impl State {
                 let to = if *draining { NodeState::Draining } else { NodeState::Active };
                 self.set_node_state(*node, to)
             }
-            Command::NodeOut { node } => self.set_node_state(*node, NodeState::Out),
+            Command::NodeOut { node, joined } => self.node_out(*node, *joined),
             Command::Exclude { node, version, reason: _ } => self.exclude(*node, version),
+            Command::Collect { digest, reserved_at_ms } => self.collect(digest, *reserved_at_ms),
+            Command::Refuse { error } => Err(CommandError::clone(error)),
         }
     }
 
@@ -149,16 +161,26 @@ impl State {
         by: &str,
     ) -> Result<Outcome, CommandError> {
         manifest.check().map_err(|error| CommandError::BadManifest { reason: reason(error) })?;
-        let note_bytes = note.len() as u64;
-        limit("bytes of a note", REASON_BYTES_MAX as u64, note_bytes)?;
+        let manifest_bytes = encoded_bytes(manifest);
+        check_version(manifest_bytes, note)?;
         let bundle = self.bundles.get(digest);
-        let bytes = bundle.map(|bundle| bundle.files.bytes());
-        let bytes = bytes.ok_or_else(|| CommandError::NotReserved { digest: digest.to_string() })?;
-        self.check_holders(holders)?;
+        let bundle = bundle.ok_or_else(|| CommandError::NotReserved { digest: digest.to_string() })?;
+        let bytes = bundle.files.bytes();
+        let kept_bytes = manifest_bytes + note.len() as u64 + encoded_bytes(&bundle.files);
+        let versions = self.models.values().flat_map(|model| model.versions.values());
+        let kept_before: u64 = versions.map(|version| version.kept_bytes).sum();
+        limit(
+            "bytes of all versions' manifests and file lists",
+            VERSIONS_BYTES_MAX,
+            kept_before + kept_bytes,
+        )?;
         let known = self.models.contains_key(model);
         if !known {
             limit("models", MODELS_MAX as u64, self.models.len() as u64 + 1)?;
+            check_view(self.view_bytes(), manifest_bytes)?;
         }
+        // Last: what the others refuse, no plan can mend.
+        self.check_holders(holders)?;
         let now_ms = self.now_ms;
         let record = self.models.entry(model.clone()).or_insert_with(|| ModelRecord {
             versions: BTreeMap::new(),
@@ -178,6 +200,7 @@ impl State {
             pushed_by,
             pushed_at_ms: now_ms,
             note,
+            kept_bytes,
         };
         record.versions.insert(version, made);
         if !known {
@@ -190,24 +213,47 @@ impl State {
     }
 
     fn check_holders(&self, holders: &BTreeSet<NodeId>) -> Result<(), CommandError> {
-        let voters = self.coordinators.iter().filter(|(_, coordinator)| coordinator.voter).map(|(id, _)| id);
-        let voters: BTreeSet<NodeId> = voters.copied().collect();
-        let quorum = voters.len() as u32 / 2 + 1;
-        let holding = holders.intersection(&voters).count() as u32;
-        if holding < quorum {
-            return Err(CommandError::TooFewHolders {
-                holders: holding,
-                voters: voters.len() as u32,
-                quorum,
-            });
+        assert!(!self.voters.is_empty(), "Raft commits who votes ahead of everything else");
+        self.voters.iter().try_for_each(|voters| {
+            let (voting, quorum) = (voters.len() as u32, voters.len() as u32 / 2 + 1);
+            let holding = holders.intersection(voters).count() as u32;
+            if holding < quorum {
+                return Err(CommandError::TooFewHolders { holders: holding, voters: voting, quorum });
+            }
+            Ok(())
+        })
+    }
+
+    /// The bytes of the view's encoding, but for a few per entry.
+    fn view_bytes(&self) -> u64 {
+        let nodes = self.nodes.values().map(|record| encoded_bytes(&record.node));
+        let models = self.models.values().map(|model| {
+            let hosted = model.hosted().into_iter().filter_map(|version| model.versions.get(&version));
+            let hosted = hosted.map(|version| encoded_bytes(&(&version.manifest, &version.excluded)));
+            encoded_bytes(&model.labels) + hosted.sum::<u64>()
+        });
+        nodes.sum::<u64>() + models.sum::<u64>()
+    }
+
+    /// Checks that the view has room for a version that is not hosted yet.
+    fn check_view_with(&self, version: &ModelVersion) -> Result<(), CommandError> {
+        let model = self.model(&version.model)?;
+        match model.versions.get(&version.version) {
+            Some(record) if !model.hosted().contains(&version.version) => {
+                check_view(self.view_bytes(), encoded_bytes(&record.manifest))
+            }
+            Some(_) | None => Ok(()),
         }
-        Ok(())
     }
 
     fn set_label(&mut self, version: &ModelVersion, label: &Label) -> Result<Outcome, CommandError> {
+        self.check_view_with(version)?;
         let model = self.model_mut(&version.model)?;
         if !model.versions.contains_key(&version.version) {
             return Err(CommandError::UnknownVersion { version: version.clone() });
+        }
+        if !model.labels.contains_key(label) {
+            limit("labels of a model", LABELS_MAX as u64, model.labels.len() as u64 + 1)?;
         }
         model.labels.insert(label.clone(), version.version);
         Ok(Outcome::Applied)
@@ -226,40 +272,92 @@ impl State {
         address: &str,
         profile: &NodeProfile,
     ) -> Result<Outcome, CommandError> {
-        let holder = self.nodes.iter().find(|(id, known)| known.name == *name && **id != node);
-        if let Some((id, known)) = holder {
+        check_node(address, profile)?;
+        let bearer = self.nodes.iter().find(|(id, known)| known.node.name == *name && **id != node);
+        let replaced = match bearer {
             // A machine that was replaced takes its predecessor's name, and with it its place on the ring, but only
             // once the predecessor is out: two nodes of one name would stand at the same points.
-            if known.state != NodeState::Out {
+            Some((_, known)) if known.node.state != NodeState::Out => {
                 return Err(CommandError::NameTaken { name: name.clone() });
             }
-            let id = *id;
-            self.nodes.remove(&id);
+            Some((id, _)) => Some(*id),
+            None => None,
+        };
+        if !self.nodes.contains_key(&node) && replaced.is_none() {
+            limit("nodes", NODES_MAX as u64, self.nodes.len() as u64 + 1)?;
         }
-        limit("nodes", NODES_MAX as u64, self.nodes.len() as u64 + 1)?;
         let (name, address, profile) = (name.clone(), address.to_owned(), profile.clone());
-        self.nodes.insert(node, Node { name, address, state: NodeState::Active, profile });
+        let joined = Node { name, address, state: NodeState::Active, profile };
+        check_view(self.view_bytes(), encoded_bytes(&joined))?;
+        if let Some(replaced) = replaced {
+            self.nodes.remove(&replaced);
+            self.lift_exclusions(replaced);
+        }
+        // It joins at each start, so what it could not load before it may load now.
+        self.lift_exclusions(node);
+        self.nodes.insert(node, NodeRecord { node: joined, joined: self.index });
         Ok(Outcome::Applied)
+    }
+
+    fn lift_exclusions(&mut self, node: NodeId) {
+        for version in self.models.values_mut().flat_map(|model| model.versions.values_mut()) {
+            version.excluded.remove(&node);
+        }
     }
 
     fn set_node_state(&mut self, node: NodeId, to: NodeState) -> Result<Outcome, CommandError> {
         let unknown = CommandError::UnknownNode { name: node.to_string() };
-        self.nodes.get_mut(&node).ok_or(unknown)?.state = to;
+        self.nodes.get_mut(&node).ok_or(unknown)?.node.state = to;
         Ok(Outcome::Applied)
     }
 
+    fn node_out(&mut self, node: NodeId, joined: u64) -> Result<Outcome, CommandError> {
+        if self.nodes.get(&node).is_some_and(|record| record.joined != joined) {
+            return Ok(Outcome::Applied);
+        }
+        self.set_node_state(node, NodeState::Out)
+    }
+
     fn exclude(&mut self, node: NodeId, version: &ModelVersion) -> Result<Outcome, CommandError> {
+        if !self.nodes.contains_key(&node) {
+            return Err(CommandError::UnknownNode { name: node.to_string() });
+        }
         let unknown = || CommandError::UnknownVersion { version: version.clone() };
         let model = self.model_mut(&version.model)?;
         model.versions.get_mut(&version.version).ok_or_else(unknown)?.excluded.insert(node);
         Ok(Outcome::Applied)
     }
+
+    fn collect(&mut self, digest: &Digest, reserved_at_ms: u64) -> Result<Outcome, CommandError> {
+        let bundle = self.bundles.get(digest);
+        if bundle.is_some_and(|bundle| bundle.reserved_at_ms == Some(reserved_at_ms)) {
+            self.bundles.remove(digest);
+        }
+        Ok(Outcome::Applied)
+    }
 }
 
-fn limit(what: &str, max: u64, actual: u64) -> Result<(), CommandError> {
-    if actual <= max {
-        Ok(())
-    } else {
-        Err(CommandError::LimitExceeded { what: what.to_owned(), max, actual })
+/// Whether a refusal says that the leader planned a command from another state than the one that it met, so that the request
+/// behind it is still open: the leader plans it anew. Every other refusal is the request's outcome.
+pub(crate) fn is_about_the_plan(error: &CommandError) -> bool {
+    match error {
+        CommandError::RevisionMismatch { .. } | CommandError::TooFewHolders { .. } => true,
+        CommandError::UnknownModel { .. }
+        | CommandError::UnknownVersion { .. }
+        | CommandError::UnknownLabel { .. }
+        | CommandError::RolloutInProgress { .. }
+        | CommandError::NoRollout { .. }
+        | CommandError::AlreadyStable { .. }
+        | CommandError::NothingToUndo { .. }
+        | CommandError::BadSteps { .. }
+        | CommandError::NotReady { .. }
+        | CommandError::NotReserved { .. }
+        | CommandError::BadManifest { .. }
+        | CommandError::LimitExceeded { .. }
+        | CommandError::NameTaken { .. }
+        | CommandError::UnknownNode { .. }
+        | CommandError::AlreadyInitialised { .. }
+        | CommandError::NotInitialised
+        | CommandError::RequestTooOld { .. } => false,
     }
 }

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use roost_protocol::bundle::{BundleFile, MODEL_FILE};
 use roost_protocol::messages::control::RolloutState;
 use roost_protocol::traffic::KeyHash;
+use roost_protocol::view::NodeState;
 
 use super::*;
 
@@ -20,6 +21,22 @@ fn digits() -> ModelName {
 
 fn at(version: u32) -> ModelVersion {
     ModelVersion { model: digits(), version: Version(version) }
+}
+
+fn profile() -> NodeProfile {
+    NodeProfile {
+        speed: Default::default(),
+        zone: String::new(),
+        labels: Default::default(),
+        memory_mib: 1,
+        isa: String::new(),
+        engines: Default::default(),
+    }
+}
+
+fn join(node: u64, name: &str) -> Command {
+    let (node, name) = (NodeId(node), NodeName::new(name).unwrap());
+    Command::Join { node, name, address: "h:1".to_owned(), profile: Box::new(profile()) }
 }
 
 fn weight(text: &str) -> Weight {
@@ -41,7 +58,8 @@ impl Cluster {
             (NodeId(id), Coordinator { name, address: format!("h:{id}"), voter: true })
         };
         cluster.index += 1;
-        cluster.state.apply_membership(cluster.index, (1..=3).map(coordinator).collect());
+        let voters = vec![(1..=3).map(NodeId).collect()];
+        cluster.state.apply_membership(cluster.index, (1..=3).map(coordinator).collect(), voters);
         cluster.run(Command::Initialise { cluster: ClusterId(7) }).unwrap();
         cluster
     }
@@ -76,6 +94,20 @@ impl Cluster {
             note: String::new(),
             holders: holders.iter().map(|id| NodeId(*id)).collect(),
         })
+    }
+
+    /// As the attempts of request `request`, which was first sent now.
+    fn ask(&mut self, request: u128, command: Command) -> Result<Outcome, CommandError> {
+        let (sent, request) = (self.state.epoch(), Some(RequestId(request)));
+        self.propose(&Proposal { request, sent, at_ms: 1, by: "anna".to_owned(), command })
+    }
+
+    fn joined(&self, node: u64) -> u64 {
+        self.state.joins().find(|(id, _)| *id == NodeId(node)).unwrap().1
+    }
+
+    fn node_state(&self, node: u64) -> NodeState {
+        self.state.view().unwrap().nodes[&NodeId(node)].state
     }
 
     fn revision(&self) -> Revision {
@@ -173,24 +205,197 @@ fn a_request_that_comes_twice_is_carried_out_once() {
 #[test]
 fn a_name_passes_to_another_node_only_once_the_first_is_out() {
     let mut cluster = Cluster::new();
-    let join = |id| Command::Join {
-        node: NodeId(id),
-        name: NodeName::new("a").unwrap(),
-        address: "h:1".to_owned(),
-        profile: Box::new(NodeProfile {
-            speed: Default::default(),
-            zone: String::new(),
-            labels: Default::default(),
-            memory_mib: 1,
-            isa: String::new(),
-            engines: Default::default(),
-        }),
-    };
-    cluster.run(join(1)).unwrap();
-    assert!(matches!(cluster.run(join(2)), Err(CommandError::NameTaken { .. })));
-    cluster.run(Command::NodeOut { node: NodeId(1) }).unwrap();
-    cluster.run(join(2)).unwrap();
+    cluster.run(join(1, "a")).unwrap();
+    assert!(matches!(cluster.run(join(2, "a")), Err(CommandError::NameTaken { .. })));
+    let joined = cluster.joined(1);
+    cluster.run(Command::NodeOut { node: NodeId(1), joined }).unwrap();
+    cluster.run(join(2, "a")).unwrap();
     assert_eq!(cluster.state.view().unwrap().nodes.keys().copied().collect::<Vec<_>>(), [NodeId(2)]);
+}
+
+#[test]
+fn a_node_that_joined_again_meanwhile_is_not_out() {
+    let mut cluster = Cluster::new();
+    cluster.run(join(1, "a")).unwrap();
+    let planned = cluster.joined(1);
+    cluster.run(join(1, "a")).unwrap();
+    cluster.run(Command::NodeOut { node: NodeId(1), joined: planned }).unwrap();
+    assert_eq!(cluster.node_state(1), NodeState::Active);
+    let joined = cluster.joined(1);
+    cluster.run(Command::NodeOut { node: NodeId(1), joined }).unwrap();
+    assert_eq!(cluster.node_state(1), NodeState::Out);
+    let unknown = cluster.run(Command::NodeOut { node: NodeId(2), joined });
+    assert!(matches!(unknown, Err(CommandError::UnknownNode { .. })));
+}
+
+#[test]
+fn a_join_ends_what_was_held_against_the_node() {
+    let mut cluster = Cluster::with_versions(1);
+    cluster.run(join(1, "a")).unwrap();
+    cluster.run(join(2, "b")).unwrap();
+    for node in [1, 2] {
+        let exclude = Command::Exclude { node: NodeId(node), version: at(1), reason: String::new() };
+        cluster.run(exclude).unwrap();
+    }
+    cluster.run(Command::Drain { node: NodeId(1), draining: true }).unwrap();
+    cluster.run(join(1, "a")).unwrap();
+    assert_eq!(cluster.node_state(1), NodeState::Active);
+    let excluded = |cluster: &Cluster| {
+        cluster.state.view().unwrap().models[&digits()].versions[&Version(1)].excluded.clone()
+    };
+    assert_eq!(excluded(&cluster), [NodeId(2)].into());
+    // Nor does a node that was replaced stay in the lists.
+    let joined = cluster.joined(2);
+    cluster.run(Command::NodeOut { node: NodeId(2), joined }).unwrap();
+    cluster.run(join(3, "b")).unwrap();
+    assert_eq!(excluded(&cluster), [].into());
+    let unknown = Command::Exclude { node: NodeId(2), version: at(1), reason: String::new() };
+    assert!(matches!(cluster.run(unknown), Err(CommandError::UnknownNode { .. })));
+}
+
+#[test]
+fn both_sets_of_voters_must_hold_a_bundle_while_one_replaces_the_other() {
+    let mut cluster = Cluster::new();
+    cluster.index += 1;
+    let sets = vec![(1..=3).map(NodeId).collect(), (3..=5).map(NodeId).collect()];
+    let coordinators = cluster.state.coordinators().clone();
+    cluster.state.apply_membership(cluster.index, coordinators, sets);
+    // A quorum of all five together, and none of the second set.
+    for holders in [&[1, 2, 3][..], &[3, 4, 5]] {
+        assert!(matches!(cluster.push("a", holders), Err(CommandError::TooFewHolders { holders: 1, .. })));
+    }
+    cluster.push("a", &[2, 3, 4]).unwrap();
+}
+
+#[test]
+fn a_refusal_of_the_plan_leaves_the_request_open() {
+    let mut cluster = Cluster::with_versions(2);
+    cluster.run(Command::StartRollout { target: at(2), weight: weight("20%") }).unwrap();
+    let planned = cluster.revision();
+    cluster.run(Command::Expose { model: digits(), revision: planned }).unwrap();
+    // The leader had looked before the canary was exposed.
+    let promote = |revision| Command::Promote { model: digits(), revision };
+    let late = cluster.ask(1, promote(planned));
+    assert!(matches!(late, Err(CommandError::RevisionMismatch { .. })));
+    let revision = cluster.revision();
+    let promoted = cluster.ask(1, promote(revision));
+    assert!(matches!(promoted, Ok(Outcome::Rerouted { .. })), "{promoted:?}");
+    assert_eq!(cluster.ask(1, promote(planned)), promoted);
+
+    cluster.run(Command::Reserve { files: files("c") }).unwrap();
+    let commit = |holders: &[u64]| Command::CommitVersion {
+        model: digits(),
+        digest: files("c").digest(),
+        manifest: Box::default(),
+        note: String::new(),
+        holders: holders.iter().map(|id| NodeId(*id)).collect(),
+    };
+    assert!(matches!(cluster.ask(2, commit(&[1])), Err(CommandError::TooFewHolders { .. })));
+    let pushed = cluster.ask(2, commit(&[1, 2]));
+    assert_eq!(pushed, Ok(Outcome::Pushed { version: Version(3), stable: false }));
+    assert_eq!(cluster.ask(2, commit(&[])), pushed);
+}
+
+#[test]
+fn every_other_refusal_is_the_outcome_of_its_request() {
+    let mut cluster = Cluster::with_versions(2);
+    let start = Command::StartRollout { target: at(2), weight: weight("20%") };
+    let refusal = CommandError::NotReady { version: at(2), ready: 1, needed: 2 };
+    let refuse = Command::Refuse { error: Box::new(refusal.clone()) };
+    assert_eq!(cluster.ask(1, refuse), Err(refusal.clone()));
+    assert_eq!(cluster.ask(1, start.clone()), Err(refusal), "an attempt that comes late is refused alike");
+    let commit = Command::CommitVersion {
+        model: digits(),
+        digest: files("c").digest(),
+        manifest: Box::default(),
+        note: String::new(),
+        holders: BTreeSet::new(),
+    };
+    let refused = cluster.ask(2, commit.clone());
+    assert!(matches!(refused, Err(CommandError::NotReserved { .. })));
+    cluster.run(Command::Reserve { files: files("c") }).unwrap();
+    assert_eq!(cluster.ask(2, commit), refused);
+    let outcome =
+        |cluster: &Cluster, request| cluster.state.outcome(&RequestId(request), cluster.state.epoch());
+    assert_eq!(outcome(&cluster, 2).unwrap().result, refused);
+    assert_eq!(outcome(&cluster, 3), None);
+}
+
+#[test]
+fn a_reservation_is_collected_unless_it_was_renewed_or_committed() {
+    let mut cluster = Cluster::new();
+    let digest = files("a").digest();
+    let reserve = |cluster: &mut Cluster| {
+        cluster.run(Command::Reserve { files: files("a") }).unwrap();
+        let (_, reserved_at_ms) = cluster.state.reservations().next().unwrap();
+        Command::Collect { digest, reserved_at_ms }
+    };
+    let first = reserve(&mut cluster);
+    let renewed = reserve(&mut cluster);
+    cluster.run(first).unwrap();
+    assert!(cluster.state.bundle(&digest).is_some());
+    cluster.run(renewed.clone()).unwrap();
+    assert!(cluster.state.bundle(&digest).is_none());
+    cluster.push("a", &[1, 2]).unwrap();
+    cluster.run(renewed).unwrap();
+    assert!(cluster.state.bundle(&digest).is_some());
+}
+
+#[test]
+fn what_commands_bring_is_bounded() {
+    let limited = |result: Result<Outcome, CommandError>| {
+        assert!(matches!(result, Err(CommandError::LimitExceeded { .. })), "{result:?}");
+    };
+    let mut cluster = Cluster::with_versions(1);
+    let with = |address: &str, profile: NodeProfile| {
+        let (node, name) = (NodeId(1), NodeName::new("a").unwrap());
+        Command::Join { node, name, address: address.to_owned(), profile: Box::new(profile) }
+    };
+    limited(cluster.run(with(&"h".repeat(300), profile())));
+    limited(cluster.run(with("h:1", NodeProfile { zone: "z".repeat(100), ..profile() })));
+    let labels = (0..100).map(|i| (i.to_string(), String::new())).collect();
+    limited(cluster.run(with("h:1", NodeProfile { labels, ..profile() })));
+    for i in 0..bounds::LABELS_MAX {
+        let label = Label::new(&format!("l{i}")).unwrap();
+        cluster.run(Command::SetLabel { version: at(1), label }).unwrap();
+    }
+    let one_more = Label::new("more").unwrap();
+    limited(cluster.run(Command::SetLabel { version: at(1), label: one_more }));
+    let again = Label::new("l0").unwrap();
+    cluster.run(Command::SetLabel { version: at(1), label: again }).unwrap();
+
+    let commit = |cluster: &mut Cluster, model: &str, label_bytes: usize| {
+        let labels = vec!["x".repeat(label_bytes)];
+        cluster.run(Command::CommitVersion {
+            model: ModelName::new(model).unwrap(),
+            digest: files("v1").digest(),
+            manifest: Box::new(Manifest { labels, ..Manifest::default() }),
+            note: String::new(),
+            holders: [NodeId(1), NodeId(2)].into(),
+        })
+    };
+    limited(commit(&mut cluster, "digits", 300 << 10));
+    // Each new model is hosted at once, until the view is full.
+    let full = (0..100).find_map(|i| commit(&mut cluster, &format!("m{i}"), 250 << 10).err().map(|e| (i, e)));
+    assert!(matches!(full, Some((57, CommandError::LimitExceeded { .. }))), "{full:?}");
+    // Further versions are not, but what is hosted beside must fit.
+    commit(&mut cluster, "m0", 250 << 10).unwrap();
+    let second = ModelVersion { model: ModelName::new("m0").unwrap(), version: Version(2) };
+    limited(cluster.run(Command::StartRollout { target: second.clone(), weight: weight("5%") }));
+    limited(cluster.run(Command::SetLabel { version: second, label: Label::new("l").unwrap() }));
+}
+
+#[test]
+fn nodes_that_are_known_may_join_again_however_many_there_are() {
+    let mut cluster = Cluster::new();
+    for node in 0..roost_protocol::limits::NODES_MAX as u64 {
+        cluster.run(join(node, &format!("n{node}"))).unwrap();
+    }
+    assert!(matches!(cluster.run(join(9999, "more")), Err(CommandError::LimitExceeded { .. })));
+    cluster.run(join(7, "n7")).unwrap();
+    let joined = cluster.joined(7);
+    cluster.run(Command::NodeOut { node: NodeId(7), joined }).unwrap();
+    cluster.run(join(9999, "n7")).unwrap();
 }
 
 #[test]
@@ -237,7 +442,7 @@ fn the_table_of_a_rollout() {
     let mut promoted = Cluster { state: running.state.clone(), index: running.index };
     promoted.run(Command::Promote { model: digits(), revision }).unwrap();
 
-    let mut table = String::new();
+    let (mut table, mut edges) = (String::new(), String::new());
     let states = [
         ("none", none),
         ("preparing", preparing),
@@ -249,7 +454,8 @@ fn the_table_of_a_rollout() {
         let revision = cluster.revision();
         let model = digits();
         let events = [
-            ("start", Command::StartRollout { target: at(2), weight: weight("50%") }),
+            ("start@1", Command::StartRollout { target: at(1), weight: weight("50%") }),
+            ("start@2", Command::StartRollout { target: at(2), weight: weight("50%") }),
             ("expose", Command::Expose { model: model.clone(), revision }),
             ("pause", Command::Pause { model: model.clone(), revision, reason: "why".to_owned() }),
             ("resume", Command::Resume { model: model.clone(), revision }),
@@ -264,9 +470,30 @@ fn the_table_of_a_rollout() {
                 Err(error) => format!("refused: {error}"),
             };
             writeln!(table, "{name:10} {event:8} {result}").unwrap();
+            if describe(&after) != describe(cluster) {
+                writeln!(edges, "    {name} -> {} [label=\"{event}\"];", node(&after)).unwrap();
+            }
         }
     }
     expect_test::expect_file!["rollout/table.txt"].assert_eq(&table);
+    let drawing = format!(
+        "// Drawn by the test `the_table_of_a_rollout`: dot -Tsvg table.dot\n\
+         digraph rollout {{\n    node [shape=box];\n    none [label=\"no rollout\"];\n    \
+         promoted [label=\"no rollout,\\nan earlier stable version to go back to\"];\n{edges}}}\n"
+    );
+    expect_test::expect_file!["rollout/table.dot"].assert_eq(&drawing);
+}
+
+/// The state of the drawing that a cluster is in.
+fn node(cluster: &Cluster) -> &'static str {
+    let summary = cluster.state.rollout(&digits()).unwrap();
+    match (summary.rollout.map(|rollout| rollout.state), summary.traffic.previous) {
+        (None, None) => "none",
+        (None, Some(_)) => "promoted",
+        (Some(RolloutState::Preparing), _) => "preparing",
+        (Some(RolloutState::Running), _) => "running",
+        (Some(RolloutState::Paused { .. }), _) => "paused",
+    }
 }
 
 fn describe(cluster: &Cluster) -> String {

@@ -1,5 +1,6 @@
 //! Whether a request fits the version that it asks for, told in the caller's terms.
 
+use roost_protocol::error::reason;
 use roost_protocol::{InferError, Shape, Tensor};
 
 use super::plan::Plan;
@@ -122,7 +123,7 @@ fn find_outputs<'a>(plan: &Plan, outputs: impl IntoIterator<Item = &'a str>) -> 
         let Some(index) = ports.iter().position(|port| port.name == name) else {
             return Err(InferError::UnknownOutput {
                 model: plan.version.to_string(),
-                output: name.to_owned(),
+                output: reason(name),
                 outputs: names(ports),
             });
         };

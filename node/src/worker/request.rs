@@ -162,3 +162,30 @@ impl Reply {
         let _ = self.done.send(outcome);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_streamed_answer_waits_for_no_reader() {
+        let (reply, mut pending) = reply(true);
+        for _ in 0..PARTS_WAITING_MAX {
+            reply.stream(Part::new()).unwrap();
+        }
+        assert!(matches!(reply.stream(Part::new()), Err(InferError::LimitExceeded { .. })));
+        let parts = pending.parts.as_mut().unwrap();
+        parts.recv().await.unwrap();
+        reply.stream(Part::new()).unwrap();
+        pending.parts = None;
+        assert_eq!(reply.stream(Part::new()), Err(InferError::Cancelled));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_not_streamed_has_its_parts_at_the_end() {
+        let (reply, pending) = reply(false);
+        reply.stream(Part::new()).unwrap();
+        reply.finish(Outcome { result: Ok(vec![Part::new()]), timings: Timings::default() });
+        assert_eq!(pending.done.await.unwrap().result, Ok(vec![Part::new()]));
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
+use roost_protocol::error::reason;
 use roost_protocol::quic::Links;
 use roost_protocol::view::Published;
 use roost_protocol::{InferError, NodeId, Version};
@@ -42,7 +43,8 @@ impl Shared {
     pub fn not_here(&self, model: &str, version: Version) -> InferError {
         let epoch = self.published.borrow().view.as_ref().map(|view| view.epoch).unwrap_or_default();
         InferError::NotHere {
-            model: model.to_owned(),
+            // Whatever the caller wrote there; a model's name is never as long as to be cut.
+            model: reason(model),
             version: version.0,
             generation: epoch.generation,
             index: epoch.index,

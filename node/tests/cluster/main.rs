@@ -1,5 +1,6 @@
 //! Six processes from one cluster config on loopback: versions pushed, a canary, a promotion and an undo under load, while
 //! the leader and a worker are killed. Real processes, real models, ONNX Runtime.
+#![expect(clippy::unwrap_used, reason = "what the tests share is test code too")]
 
 mod support;
 

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use roost_node::engine::{Bundle, Engine, EngineError, Session};
 use roost_node::environment::{Environment, Executor, Executors, Work};
 use roost_protocol::InferError;
 use roost_protocol::manifest::EngineChoice;
@@ -158,4 +159,32 @@ async fn a_version_whose_actor_died_is_started_again() {
     assert_eq!(world.reports.borrow()[0].engine, Some(EngineChoice::Native));
     let link = world.link(&[Role::Client]).await;
     assert_eq!(until_answered(&link).await.f32s("y"), [2.0, 4.0]);
+}
+
+/// An engine that loads nothing, for this reason.
+struct Refuses(EngineError);
+
+impl Engine for Refuses {
+    fn choice(&self) -> EngineChoice {
+        EngineChoice::OnnxRuntime
+    }
+
+    fn load(&self, _bundle: &Bundle) -> Result<Box<dyn Session>, EngineError> {
+        Err(self.0.clone())
+    }
+}
+
+#[tokio::test]
+async fn auto_takes_the_first_engine_that_can_unless_it_is_no_model() {
+    let mut start = doubles().await;
+    start.engines.push(Arc::new(Refuses(EngineError::Unsupported("the operator Foo".to_owned()))));
+    let world = start.ready().await;
+    assert_eq!(world.reports.borrow()[0].engine, Some(EngineChoice::Native));
+
+    let mut start = doubles().await;
+    start.engines.push(Arc::new(Refuses(EngineError::NotAModel("truncated".to_owned()))));
+    let mut world = start.run().await;
+    let reason = "model.onnx is not an ONNX model: truncated".to_owned();
+    assert_eq!(world.until_stage("failed").await, Stage::Failed { reason });
+    assert_eq!(world.script.seen().loads, 0);
 }

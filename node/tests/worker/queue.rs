@@ -3,12 +3,12 @@
 use std::num::NonZeroU32;
 
 use roost_node::worker::Answering;
-use roost_protocol::InferError;
-use roost_protocol::messages::infer::ResponseMode;
+use roost_protocol::messages::infer::{Named, ResponseMode};
 use roost_protocol::quic::Role;
+use roost_protocol::{InferError, Tensor};
 
-use crate::exchange::{ask, gather, header, send, x};
-use crate::script::FAIL;
+use crate::exchange::{Response, ask, gather, header, send, x};
+use crate::script::{APART, FAIL};
 use crate::world::{Files, Start, World};
 
 async fn doubles() -> World {
@@ -151,7 +151,7 @@ async fn a_deadline_ends_what_waits_and_what_runs() {
     let link = world.link(&[Role::Client]).await;
     world.script.set_open(false);
     let mut soon = header("doubles@1");
-    soon.deadline_us = 20_000;
+    soon.deadline_us = 500_000;
     let values = x(&[1.0, 1.0]);
     let (runs, waits) = tokio::join!(ask(&link, soon.clone(), &values), ask(&link, soon.clone(), &values));
     assert_eq!((runs.error(), waits.error()), (&InferError::DeadlineExceeded, &InferError::DeadlineExceeded));
@@ -163,11 +163,34 @@ async fn a_deadline_ends_what_waits_and_what_runs() {
 }
 
 #[tokio::test]
-async fn a_streamed_response_has_the_same_parts() {
+async fn a_streamed_response_has_the_parts_of_the_engine_and_a_unary_one_has_one() {
     let world = doubles().await;
     let link = world.link(&[Role::Client]).await;
     let mut streamed = header("doubles@1");
     streamed.response_mode = ResponseMode::Stream as u8;
-    let response = ask(&link, streamed, &x(&[1.0, 2.0])).await;
-    assert_eq!((response.parts.len(), response.f32s("y")), (1, &[2.0, 4.0][..]));
+    let names = |response: &Response| {
+        let names = |part: &Vec<Named<Tensor>>| part.iter().map(|named| named.name.clone()).collect();
+        response.parts.iter().map(names).collect::<Vec<Vec<_>>>()
+    };
+    let response = ask(&link, streamed, &x(&[APART, 2.0])).await;
+    assert_eq!(names(&response), [["y"], ["sum"]]);
+    assert_eq!((response.f32s("y"), response.f32s("sum")), (&[-6.0, 4.0][..], &[-2.0][..]));
+    let response = ask(&link, header("doubles@1"), &x(&[APART, 2.0])).await;
+    assert_eq!(names(&response), [["y", "sum"]]);
+}
+
+#[tokio::test]
+async fn a_batch_with_a_streamed_request_gives_each_what_it_asked_for() {
+    let world = doubles().await;
+    let first = world.occupied().await;
+    let mut streamed = header("doubles@1");
+    streamed.response_mode = ResponseMode::Stream as u8;
+    let streamed = world.handle.infer(&streamed, x(&[APART, 2.0]));
+    let unary = world.infer(&[1.0, 1.0, 2.0, 2.0]);
+    world.script.set_open(true);
+    gather(first).await;
+    let (streamed, unary) = (gather(streamed).await, gather(unary).await);
+    assert_eq!((streamed.parts.len(), streamed.f32s("sum")), (2, &[-2.0][..]));
+    assert_eq!((unary.parts.len(), unary.f32s("sum")), (1, &[4.0, 8.0][..]));
+    assert_eq!((streamed.trailer.batch_rows, unary.trailer.batch_rows), (3, 3));
 }

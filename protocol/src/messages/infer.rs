@@ -217,8 +217,8 @@ impl<'a> InferRequest<'a> {
     /// is unknown, [`InferError::LimitExceeded`] when there are too many tensors.
     pub fn read(frame: &'a Frame) -> Result<Self, InferError> {
         let header = access::<ArchivedInferHeader>(frame, Kind::InferRequest)?;
-        choice(header.choice)?;
-        response_mode(header.response_mode)?;
+        Choice::from_code(header.choice)?;
+        ResponseMode::from_code(header.response_mode)?;
         limit("tensors in a message", TENSORS_MAX as u64, header.tensors.len() as u64)?;
         limit("outputs in a message", TENSORS_MAX as u64, header.outputs.len() as u64)?;
         Ok(Self { header, body: frame.body() })
@@ -246,12 +246,12 @@ impl<'a> InferRequest<'a> {
 
     /// How the version was chosen.
     pub fn choice(&self) -> Choice {
-        choice(self.header.choice).expect("checked when the request was read")
+        Choice::from_code(self.header.choice).expect("checked when the request was read")
     }
 
     /// What the caller wants back.
     pub fn response_mode(&self) -> ResponseMode {
-        response_mode(self.header.response_mode).expect("checked when the request was read")
+        ResponseMode::from_code(self.header.response_mode).expect("checked when the request was read")
     }
 
     /// The hash of the sticky key.
@@ -317,20 +317,32 @@ fn unsupported(field: &str, code: u8) -> InferError {
     InferError::Unsupported { field: field.to_owned(), code: u32::from(code) }
 }
 
-fn choice(code: u8) -> Result<Choice, InferError> {
-    match code {
-        0 => Ok(Choice::Split),
-        1 => Ok(Choice::Pinned),
-        2 => Ok(Choice::Fallback),
-        _ => Err(unsupported("choice", code)),
+impl Choice {
+    /// What a code in a header stands for.
+    ///
+    /// # Errors
+    /// [`InferError::Unsupported`] when this side does not know it.
+    pub fn from_code(code: u8) -> Result<Self, InferError> {
+        match code {
+            0 => Ok(Self::Split),
+            1 => Ok(Self::Pinned),
+            2 => Ok(Self::Fallback),
+            _ => Err(unsupported("choice", code)),
+        }
     }
 }
 
-fn response_mode(code: u8) -> Result<ResponseMode, InferError> {
-    match code {
-        0 => Ok(ResponseMode::Unary),
-        1 => Ok(ResponseMode::Stream),
-        _ => Err(unsupported("response mode", code)),
+impl ResponseMode {
+    /// What a code in a header stands for.
+    ///
+    /// # Errors
+    /// [`InferError::Unsupported`] when this side does not know it.
+    pub fn from_code(code: u8) -> Result<Self, InferError> {
+        match code {
+            0 => Ok(Self::Unary),
+            1 => Ok(Self::Stream),
+            _ => Err(unsupported("response mode", code)),
+        }
     }
 }
 

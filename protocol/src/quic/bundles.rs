@@ -224,6 +224,40 @@ impl BundleStore {
         Ok(())
     }
 
+    /// Removes the lists of bundles and then the files that are not to be kept. Nothing may be added meanwhile.
+    ///
+    /// # Errors
+    /// [`BundleStoreError::Store`] when the store fails; what was removed by then is gone.
+    pub async fn sweep(
+        &self,
+        keeps_bundle: impl Fn(&Digest) -> bool,
+        keeps_file: impl Fn(&Digest) -> bool,
+    ) -> Result<Swept, BundleStoreError> {
+        let bundles = self.sweep_folder("bundles", keeps_bundle).await?;
+        let files = self.sweep_folder("blobs", keeps_file).await?;
+        Ok(Swept { bundles, files })
+    }
+
+    async fn sweep_folder(
+        &self,
+        folder: &str,
+        keeps: impl Fn(&Digest) -> bool,
+    ) -> Result<usize, BundleStoreError> {
+        let listed = self.store.list_with_delimiter(Some(&Path::from(folder))).await?;
+        let mut removed = 0;
+        for meta in listed.objects {
+            let digest = meta.location.filename().and_then(|name| name.parse().ok());
+            if digest.is_none_or(|digest| keeps(&digest)) {
+                continue;
+            }
+            match self.store.delete(&meta.location).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => removed += 1,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(removed)
+    }
+
     /// The bundles that are held whole, in order of their digests.
     ///
     /// # Errors
@@ -257,6 +291,15 @@ impl BundleStore {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// What [`BundleStore::sweep`] removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Swept {
+    /// Lists of bundles.
+    pub bundles: usize,
+    /// Files.
+    pub files: usize,
 }
 
 /// Takes the bytes of one file. Nothing appears in the store unless [`BlobWriter::finish`] succeeds.

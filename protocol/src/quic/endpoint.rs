@@ -374,6 +374,11 @@ impl Dialler {
         Self { endpoint, hello: Arc::new(hello) }
     }
 
+    /// What it greets with at this moment.
+    pub fn hello(&self) -> Hello {
+        (self.hello)()
+    }
+
     /// The endpoint that it dials from.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint

@@ -86,9 +86,11 @@ struct Counts {
 /// # Errors
 /// When no node has told anything of the cluster.
 pub async fn run(session: &Session, ClusterCommand::Status: ClusterCommand) -> anyhow::Result<()> {
-    let asked = tokio::time::timeout(LEADER_WITHIN, session.client.control().cluster()).await;
+    // With little time, half of it: what is known without the leader must still be printed.
+    let within = session.left().map_or(LEADER_WITHIN, |left| LEADER_WITHIN.min(left / 2));
+    let asked = tokio::time::timeout(within, session.client.control().cluster()).await;
     let asked = asked.unwrap_or_else(|_| {
-        let reason = format!("no answer from a leader within {} s", LEADER_WITHIN.as_secs());
+        let reason = format!("no answer from a leader within {} ms", within.as_millis());
         Err(ControlError::NoQuorum { reason })
     });
     let published = session.published();

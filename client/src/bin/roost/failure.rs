@@ -155,7 +155,7 @@ fn of_push(error: &PushError) -> Option<&'static str> {
 fn of_connect(error: &ConnectError) -> Option<&'static str> {
     match error {
         ConnectError::NoView { .. } => {
-            Some("does the cluster run, and does `nodes` in the profile name its nodes?")
+            Some("does the cluster run, and does `nodes` in the profile name nodes of it that live?")
         }
         ConnectError::Read { .. } | ConnectError::Credentials(_) => {
             Some("ca, certificate and key in the profile name PEM files; `roost certs` makes them")

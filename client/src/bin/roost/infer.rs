@@ -163,7 +163,8 @@ fn from_files(view: &View, arguments: &InferArguments) -> anyhow::Result<Batch> 
         names = Some((chosen.start()..chosen.start() + count).map(|row| row.to_string()).collect());
     }
     let rows = names.ok_or_else(|| {
-        usage("--rows takes rows of inputs that [batch_axes] of model.toml lists; none of these is")
+        let batched = subject.batched().collect::<Vec<_>>().join(", ");
+        usage(format!("--rows takes rows of inputs that have some, as model.toml lists them: {batched}"))
     })?;
     Ok(Batch { inputs, rows })
 }

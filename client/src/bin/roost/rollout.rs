@@ -6,6 +6,7 @@ mod status;
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
+use roost_client::Control;
 use roost_protocol::traffic::{Weight, WeightError};
 use roost_protocol::{ModelName, ModelVersion, Revision};
 use serde::Serialize;
@@ -149,26 +150,30 @@ pub async fn run(session: &Session, command: RolloutCommand) -> anyhow::Result<(
         }
         RolloutCommand::Promote(ModelArgument { model }) => {
             let revision = control.promote(&model).await?;
-            Changed::new(
-                &model,
-                revision,
-                format!("the version that {model} was rolled out to takes all traffic"),
-            )
+            switched(control, &model, revision).await
         }
         RolloutCommand::Abort(AbortArguments { model, reason }) => {
             let revision = control.abort(&model, &reason).await?;
-            Changed::new(&model, revision, format!("the stable version of {model} takes all traffic again"))
+            switched(control, &model, revision).await
         }
         RolloutCommand::Undo(ModelArgument { model }) => {
             let revision = control.undo(&model).await?;
-            Changed::new(
-                &model,
-                revision,
-                format!("the stable version of {model} before takes all traffic again"),
-            )
+            switched(control, &model, revision).await
         }
     };
     Ok(session.output.print(&changed)?)
+}
+
+/// A switch of all traffic that was made, with the version that takes it. That this cannot be read back is no
+/// failure of the switch.
+async fn switched(control: &Control, model: &ModelName, revision: Option<Revision>) -> Changed {
+    let what = match control.rollout(model).await {
+        Ok(summary) => format!("{model}@{} takes all traffic", summary.traffic.stable),
+        Err(error) => {
+            format!("the traffic of {model} is switched; to which version cannot be read now: {error}")
+        }
+    };
+    Changed::new(model, revision, what)
 }
 
 #[cfg(test)]

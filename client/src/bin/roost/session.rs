@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
 use roost_client::client::{Client, ClientConfig, CredentialsSource};
 use roost_protocol::view::Published;
@@ -72,10 +71,17 @@ impl Session {
     pub async fn within<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
         match self.until {
             None => work.await,
-            Some(until) => timeout_at(until, work).await.context(
-                "not done within --timeout; a change may still be made, so look before asking anew",
-            )?,
+            Some(until) => timeout_at(until, work).await.unwrap_or_else(|_| {
+                anyhow::bail!(
+                    "not done within --timeout; a change may still be made, so look before asking anew"
+                )
+            }),
         }
+    }
+
+    /// What is left of the time that the command may take, if that is bounded.
+    pub fn left(&self) -> Option<Duration> {
+        self.until.map(|until| until.saturating_duration_since(Instant::now()))
     }
 
     /// The newest view and soft state.

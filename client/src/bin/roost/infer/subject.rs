@@ -71,6 +71,12 @@ impl<'a> Subject<'a> {
         if axes.is_empty() { Some(0) } else { axes.get(input).map(|axis| usize::from(*axis)) }
     }
 
+    /// The inputs and outputs that have rows, as the first version's manifest lists them.
+    pub fn batched(&self) -> impl Iterator<Item = &'a str> {
+        let first = self.versions.first().map(|(_, manifest)| *manifest);
+        first.into_iter().flat_map(|manifest| manifest.batch_axes.keys()).map(String::as_str)
+    }
+
     /// How a picture becomes an input.
     ///
     /// # Errors
@@ -196,6 +202,7 @@ mod tests {
         let subject = Subject::of(&batched, &"m".parse().unwrap()).unwrap();
         assert_eq!((subject.row_axis("x"), subject.row_axis("y")), (Some(1), None));
         assert_eq!((subject.pictures_max("x"), subject.pictures_max("y")), (1024, 1));
+        assert_eq!(subject.batched().collect::<Vec<_>>(), ["x"]);
         let single = view(vec![with_image(8)]);
         let subject = Subject::of(&single, &"m".parse().unwrap()).unwrap();
         assert_eq!((subject.row_axis("x"), subject.pictures_max("x")), (Some(0), 1));

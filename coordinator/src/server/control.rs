@@ -1,0 +1,129 @@
+//! The answers of the control service: by this coordinator when it leads, by the leader otherwise.
+
+use std::sync::Arc;
+
+use roost_protocol::error::reason;
+use roost_protocol::frame::Kind;
+use roost_protocol::messages::control::{
+    Answer, ClusterSummary, ControlRequest, ControlResponse, Heartbeat, Query,
+};
+use roost_protocol::{ControlError, NodeId, Term};
+use tokio::time::Instant;
+
+use super::change::change;
+use crate::peer::{PeerRequest, PeerResponse};
+use crate::shared::Shared;
+
+/// Whether a request may be handed on to the leader.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Forward {
+    Once,
+    Never,
+}
+
+/// Answers a request of `by`, who may ask for it.
+pub(super) async fn control(
+    shared: &Arc<Shared>,
+    request: ControlRequest,
+    by: &str,
+    forward: Forward,
+) -> Result<ControlResponse, ControlError> {
+    shared.check_disk()?;
+    match request {
+        ControlRequest::Heartbeat(heartbeat) => hear(shared, heartbeat, by).map(ControlResponse::Heard),
+        request @ (ControlRequest::Change { .. } | ControlRequest::Query(_))
+            if shared.leads().is_none() && forward == Forward::Once =>
+        {
+            hand_on(shared, request, by).await
+        }
+        ControlRequest::Change { request, sent, change: asked } => {
+            Ok(ControlResponse::Done(change(shared, request, sent, by, asked).await?))
+        }
+        ControlRequest::Query(query) => Ok(ControlResponse::Answer(Box::new(answer(shared, query).await?))),
+        ControlRequest::Watch { .. } => {
+            Err(ControlError::Malformed { what: "a watch cannot be handed on".to_owned() })
+        }
+    }
+}
+
+/// Takes a report. A node that is no member is heard too, so that it knows who leads, but nothing is kept of it.
+fn hear(shared: &Shared, heartbeat: Heartbeat, by: &str) -> Result<Term, ControlError> {
+    let member = bears(shared, heartbeat.node, by)?;
+    let heard = shared.registry(|registry| {
+        let changed = member && registry.handle_heartbeat(heartbeat, Instant::now());
+        (registry.soft().term, changed.then(|| registry.soft().clone()))
+    });
+    let (term, changed) = heard.ok_or_else(|| shared.not_leader())?;
+    if let Some(soft) = changed {
+        shared.publish(soft);
+    }
+    Ok(term)
+}
+
+/// Whether `node` is a member here, and then of the name that stands in the certificate of whoever speaks for it.
+///
+/// # Errors
+/// [`ControlError::WrongNode`] when it is another's.
+pub(super) fn bears(shared: &Shared, node: NodeId, by: &str) -> Result<bool, ControlError> {
+    match shared.machine.state(|state| state.node_name(node).cloned()) {
+        Some(name) if name.as_str() != by => Err(ControlError::WrongNode { name }),
+        known => Ok(known.is_some()),
+    }
+}
+
+/// Has the leader answer.
+///
+/// # Errors
+/// [`ControlError::NoQuorum`] when none is known; what the leader said.
+pub(crate) async fn hand_on(
+    shared: &Shared,
+    request: ControlRequest,
+    by: &str,
+) -> Result<ControlResponse, ControlError> {
+    let Some((id, leader)) = shared.leader() else {
+        return Err(ControlError::NoQuorum { reason: "no leader is known".to_owned() });
+    };
+    let link = match shared.link_to(id, &leader).await {
+        Ok(link) => link,
+        // An emptied node at the leader's address: another will be elected.
+        Err(error @ ControlError::WrongNode { .. }) => {
+            return Err(ControlError::NoQuorum { reason: reason(error) });
+        }
+        Err(error) => return Err(error),
+    };
+    let request = PeerRequest::Forward { by: by.to_owned(), request: Box::new(request) };
+    let answer = link.ask((Kind::RaftRequest, &request), Kind::RaftResponse).await;
+    match answer.map_err(|error| error.into_control(&leader.address))? {
+        PeerResponse::Control(response) => Ok(*response),
+        PeerResponse::Failed(error) => Err(error),
+        PeerResponse::Raft(_) | PeerResponse::Probed { .. } | PeerResponse::Held | PeerResponse::Heard => {
+            Err(ControlError::Malformed { what: "another answer than to a request handed on".to_owned() })
+        }
+    }
+}
+
+/// The error of a cluster that has no identity yet. It will have one soon.
+pub(super) fn forming() -> ControlError {
+    ControlError::NoQuorum { reason: "the cluster is still being formed".to_owned() }
+}
+
+async fn answer(shared: &Shared, query: Query) -> Result<Answer, ControlError> {
+    shared.catch_up().await?;
+    let (cluster, epoch) = shared.machine.state(|state| (state.cluster(), state.epoch()));
+    let cluster = cluster.ok_or_else(forming)?;
+    match query {
+        Query::Models => Ok(Answer::Models(shared.machine.state(|state| state.models()))),
+        Query::Versions(model) => Ok(Answer::Versions(shared.machine.state(|state| state.versions(&model))?)),
+        Query::Rollout(model) => Ok(Answer::Rollout(shared.machine.state(|state| state.rollout(&model))?)),
+        Query::Files(digest) => {
+            let files = shared.machine.state(|state| state.bundle(&digest).cloned());
+            files.map(Answer::Files).ok_or_else(|| ControlError::NoBundle { digest: digest.to_string() })
+        }
+        Query::Cluster => {
+            let known = shared.registry(|registry| (registry.soft().clone(), registry.statistics().clone()));
+            let (soft, statistics) = known.ok_or_else(|| shared.not_leader())?;
+            let (leader, term) = (shared.node, soft.term);
+            Ok(Answer::Cluster(ClusterSummary { cluster, leader, term, epoch, soft, statistics }))
+        }
+    }
+}

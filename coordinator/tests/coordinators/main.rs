@@ -1,0 +1,11 @@
+//! Coordinators over loopback on real files and on failing ones: what they agree on, who may ask, and what becomes of them
+//! when they stop, come back, are emptied, or lose their disk.
+
+#![expect(clippy::unwrap_used, reason = "what the tests share is test code too")]
+
+mod faults;
+mod garbage;
+mod group;
+mod lost;
+mod party;
+mod requests;
