@@ -263,7 +263,8 @@ impl Surroundings for Around<'_> {
         let (now, state) = (Instant::now(), self.shared.state());
         let load = |node| state.loads.load(node, now);
         let nodes = picked.replicas.order(*key, *sticky, load, |node| state.loads.is_suspect(node, now));
-        Ok(Route { picked, nodes })
+        let hoped = picked.replicas.are_hoped();
+        Ok(Route { picked, nodes, hoped })
     }
 
     fn take_token(&mut self) -> bool {

@@ -56,6 +56,8 @@ pub struct Route {
     pub picked: Picked,
     /// Its nodes.
     pub nodes: Vec<NodeId>,
+    /// Whether nobody is known to serve the version, and the nodes are merely its owners.
+    pub hoped: bool,
 }
 
 /// What a request asks of the world around it.
@@ -274,11 +276,21 @@ impl Request {
             Err(error) if error.retryable() => return self.wait_for_view(error, now, commands),
             Err(error) => return self.finish(Err(error), commands),
         };
-        self.patience_until = None;
-        if self.route.as_ref().is_some_and(|old| old.picked.version != route.picked.version) {
+        let is_news =
+            |old: &Route| old.picked.version != route.picked.version || old.hoped && !route.hoped;
+        if self.route.as_ref().is_some_and(is_news) {
             self.tried.clear();
         }
+        let Picked { model, version, .. } = &route.picked;
+        let nobody_serves = route.hoped
+            && matches!(self.last_error, Some(InferError::NotHere { .. } | InferError::Unavailable { .. }));
+        let unavailable = InferError::Unavailable { model: model.to_string(), version: version.0 };
         self.route = Some(route);
+        if self.untried().is_none() && nobody_serves {
+            // Each owner was asked: only news can help.
+            return self.wait_for_view(unavailable, now, commands);
+        }
+        self.patience_until = None;
         if self.untried().is_some() {
             self.send(now, around, commands);
         } else if self.again_at.is_none_or(|at| at <= now) {

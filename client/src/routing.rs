@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use roost_protocol::manifest::Manifest;
 use roost_protocol::messages::infer::Choice;
-use roost_protocol::placement::candidates;
+use roost_protocol::placement::{candidates, hopefuls};
 use roost_protocol::ring::{Ring, load_bound};
 use roost_protocol::traffic::KeyHash;
 use roost_protocol::view::{Model, Published, SoftState, View};
@@ -42,6 +42,9 @@ pub struct Seen {
 /// The nodes that may be sent requests for one version now.
 #[derive(Debug, Default)]
 pub struct Replicas {
+    /// Whether nobody is known to serve the version, and these are its owners: soft state that is old or missing
+    /// must not stop inference, and an owner that does not serve it says so at once.
+    hoped: bool,
     /// Each with its part of their speeds.
     nodes: BTreeMap<NodeId, f64>,
     ring: Ring,
@@ -90,7 +93,7 @@ impl Routes {
     /// # Errors
     /// [`InferError::UnknownModel`], [`InferError::UnknownVersion`] or [`InferError::UnknownLabel`] when the
     /// view has no such thing; [`InferError::StaleView`] when the split would be asked at an older revision
-    /// than `seen`; [`InferError::Unavailable`] when no replica is ready, nor one to fall back to.
+    /// than `seen`; [`InferError::Unavailable`] when no node could be asked, nor one to fall back to.
     pub fn pick(&self, target: &Target, key: KeyHash, seen: Seen) -> Result<Picked, InferError> {
         let name = target.model();
         let model = self.view.models.get(name);
@@ -112,16 +115,19 @@ impl Routes {
             }
         };
         let picked = self.picked(name, model, version, choice)?;
-        if !picked.replicas.is_empty() {
+        if !picked.replicas.is_empty() && !picked.replicas.hoped {
             return Ok(picked);
         }
         // Availability outranks stickiness (design §1): only for a canary, since stable has nothing to fall
         // back to.
         if choice == Choice::Split && version != model.traffic.stable {
             let fallback = self.picked(name, model, model.traffic.stable, Choice::Fallback)?;
-            if !fallback.replicas.is_empty() {
+            if !fallback.replicas.is_empty() && !fallback.replicas.hoped {
                 return Ok(fallback);
             }
+        }
+        if !picked.replicas.is_empty() {
+            return Ok(picked);
         }
         Err(InferError::Unavailable { model: name.to_string(), version: version.0 })
     }
@@ -145,11 +151,16 @@ impl Routes {
     }
 
     fn replicas_of(&self, model: &ModelName, version: Version) -> Replicas {
-        let nodes = candidates(&self.view, &self.ring, &self.soft, model, version);
+        let mut nodes = candidates(&self.view, &self.ring, &self.soft, model, version);
+        let hoped = nodes.is_empty();
+        if hoped {
+            nodes = hopefuls(&self.view, &self.ring, &self.soft, model, version);
+        }
         let known = nodes.iter().filter_map(|id| Some((*id, self.view.nodes.get(id)?)));
         let known: Vec<_> = known.map(|(id, node)| (id, &node.name, node.profile.speed)).collect();
         let speeds: f64 = known.iter().map(|(_, _, speed)| speed.ratio()).sum();
         Replicas {
+            hoped,
             nodes: known.iter().map(|(id, _, speed)| (*id, speed.ratio() / speeds)).collect(),
             ring: Ring::new(known),
         }
@@ -157,6 +168,11 @@ impl Routes {
 }
 
 impl Replicas {
+    /// Whether nobody is known to serve the version, and these are merely its owners.
+    pub fn are_hoped(&self) -> bool {
+        self.hoped
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()

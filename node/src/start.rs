@@ -325,7 +325,10 @@ impl WorkerRole {
         let worker = Worker::start(settings, node, environment, store, links, published.clone()).await;
         let introduction = Introduction { node, name, address, profile: context.profile()? };
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(learn_cluster(identity.clone(), published.clone()));
+        // A coordinator knows its cluster first hand; what a worker beside it was told must not get ahead of that.
+        if !context.entry.is(ConfigRole::Coordinator) {
+            tasks.spawn(learn_cluster(identity.clone(), published.clone()));
+        }
         tasks.spawn(membership::stay_joined(control.clone(), published.clone(), introduction));
         let (handle, reports) = (worker.handle(), worker.reports());
         let counted = handle.clone();

@@ -138,7 +138,7 @@ mod tests {
         let config: TelemetryConfig = toml::from_str("otlp_endpoint = \"http://localhost:4318\"").unwrap();
         assert_eq!(
             (config.log.as_str(), config.otlp_endpoint.as_deref()),
-            ("info", Some("http://localhost:4318"))
+            ("info,openraft=warn", Some("http://localhost:4318"))
         );
         toml::from_str::<TelemetryConfig>("otlp = \"http://localhost:4318\"").unwrap_err();
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use crate::ids::{ModelName, NodeId, Version};
 use crate::manifest::{EngineChoice, Manifest, Replicas};
 use crate::ring::{Ring, version_place};
-use crate::view::{HostedVersion, Node, NodeState, SoftState, View};
+use crate::view::{HostedVersion, Node, NodeState, SoftState, Stage, View};
 
 /// The eligible nodes for a version in order of preference: the walk of the ring from the version's place, with the first
 /// node of each zone moved ahead until the replicas are found.
@@ -41,12 +41,39 @@ pub fn candidates(
     model: &ModelName,
     version: Version,
 ) -> Vec<NodeId> {
+    first_replicas(view, ring, model, version, |node| soft.serves(node, model, version))
+}
+
+/// The nodes that may be asked for a version that no node is known to serve: the first `replicas` of which nothing says
+/// that they cannot.
+///
+/// Soft state ages when no leader lives, and one that was never received says nothing at all. Unknown is not "not ready",
+/// so the owners are asked; one that does not serve the version says so at once.
+pub fn hopefuls(
+    view: &View,
+    ring: &Ring,
+    soft: &SoftState,
+    model: &ModelName,
+    version: Version,
+) -> Vec<NodeId> {
+    first_replicas(view, ring, model, version, |node| {
+        !matches!(soft.stage(node, model, version), Some(Stage::Failed { .. } | Stage::Unloaded))
+    })
+}
+
+fn first_replicas(
+    view: &View,
+    ring: &Ring,
+    model: &ModelName,
+    version: Version,
+    is_fit: impl Fn(NodeId) -> bool,
+) -> Vec<NodeId> {
     let preferred = preference(view, ring, model, version);
     let leaving = view.nodes.iter().filter(|(_, node)| node.state == NodeState::Draining).map(|(id, _)| *id);
     let replicas = view.models.get(model).and_then(|m| m.versions.get(&version)).map(|v| v.manifest.replicas);
     let wanted = replicas.map_or(0, |replicas| replicas_wanted(replicas, preferred.len().max(1)));
     let known: Vec<NodeId> = preferred.into_iter().chain(leaving).collect();
-    known.into_iter().filter(|node| soft.serves(*node, model, version)).take(wanted).collect()
+    known.into_iter().filter(|node| is_fit(*node)).take(wanted).collect()
 }
 
 /// How many of `eligible` nodes a version asks for.
@@ -91,7 +118,7 @@ mod tests {
     use super::*;
     use crate::ids::Incarnation;
     use crate::view::tests::view;
-    use crate::view::{Liveness, NodeReport, Stage, VersionReport};
+    use crate::view::{Liveness, NodeReport, VersionReport};
 
     fn digits() -> ModelName {
         ModelName::new("digits").unwrap()
@@ -149,5 +176,17 @@ mod tests {
         let ring = view.ring();
         assert_eq!(candidates(&view, &ring, &all[..1]), all[..1]);
         assert_eq!(candidates(&view, &ring, &[]), []);
+    }
+
+    #[test]
+    fn owners_are_hoped_for_unless_they_said_no() {
+        let view = view(1, 4, &["digits"]);
+        let (ring, all) = (view.ring(), preference(&view, &view.ring(), &digits(), Version(1)));
+        let hoped = |soft: &SoftState| hopefuls(&view, &ring, soft, &digits(), Version(1));
+        assert_eq!(hoped(&SoftState::default()), all[..2]);
+        let mut refused = soft(&all[..2]);
+        refused.nodes.get_mut(&all[0]).unwrap().versions[0].stage = Stage::Failed { reason: "torn".to_owned() };
+        refused.nodes.get_mut(&all[1]).unwrap().versions[0].stage = Stage::Loading;
+        assert_eq!(hoped(&refused), all[1..3]);
     }
 }

@@ -12,6 +12,7 @@ mod properties;
 struct World {
     /// The version and its nodes; or why there is none.
     route: Result<(u32, Vec<u64>), InferError>,
+    hoped: bool,
     tokens: u32,
     p95: Option<Duration>,
     heard: BTreeMap<NodeId, Instant>,
@@ -19,7 +20,7 @@ struct World {
 
 impl World {
     fn of(nodes: &[u64]) -> Self {
-        Self { route: Ok((1, nodes.to_vec())), tokens: 10, p95: None, heard: BTreeMap::new() }
+        Self { route: Ok((1, nodes.to_vec())), hoped: false, tokens: 10, p95: None, heard: BTreeMap::new() }
     }
 }
 
@@ -35,7 +36,7 @@ impl Surroundings for World {
             manifest: Default::default(),
             replicas: Default::default(),
         };
-        Ok(Route { picked, nodes: nodes.into_iter().map(NodeId).collect() })
+        Ok(Route { picked, nodes: nodes.into_iter().map(NodeId).collect(), hoped: self.hoped })
     }
 
     fn take_token(&mut self) -> bool {
@@ -88,6 +89,8 @@ enum Step {
     Err(u8, InferError),
     /// The routes change to this version and these nodes.
     Now(u32, &'static [u64]),
+    /// So, but the nodes are merely owners.
+    Hoped(u32, &'static [u64]),
     /// The routes change to none.
     None(InferError),
     /// A node answered somebody else.
@@ -95,7 +98,7 @@ enum Step {
     /// The timer that the request asked for fires; the time is checked.
     Tick,
 }
-use Step::{Err as Fails, Heard, None as Nowhere, Now, Ok as Answers, Start, Tick};
+use Step::{Err as Fails, Heard, Hoped, None as Nowhere, Now, Ok as Answers, Start, Tick};
 
 fn show(commands: &[Command]) -> String {
     let show = |command: &Command| match command {
@@ -123,7 +126,11 @@ fn check(what: &str, concurrent: bool, mut world: World, rows: &[(u64, Step, &st
             Answers(attempt) => Event::Answered { attempt: *attempt },
             Fails(attempt, error) => Event::Failed { attempt: *attempt, error: error.clone() },
             Now(version, nodes) => {
-                world.route = Ok((*version, nodes.to_vec()));
+                (world.route, world.hoped) = (Ok((*version, nodes.to_vec())), false);
+                Event::ViewChanged
+            }
+            Hoped(version, nodes) => {
+                (world.route, world.hoped) = (Ok((*version, nodes.to_vec())), true);
                 Event::ViewChanged
             }
             Nowhere(error) => {
@@ -429,6 +436,31 @@ fn waiting_for_a_newer_view() {
             (3, Now(1, &[1, 2]), ""),
             (4, Now(1, &[1, 2, 3]), "send 2 to 3"),
             (5, Answers(2), "answer of 2"),
+        ],
+    );
+    check(
+        "owners are asked once, then news is waited for",
+        true,
+        World { hoped: true, ..World::of(&[1, 2]) },
+        &[
+            (0, Start, "send 0 to 1"),
+            (1, Fails(0, not_here()), "send 1 to 2"),
+            (2, Fails(1, not_here()), ""),
+            (300, Hoped(1, &[1, 2]), ""),
+            (600, Now(1, &[2]), "send 2 to 2"),
+            (601, Answers(2), "answer of 2"),
+        ],
+    );
+    check(
+        "news of other owners",
+        true,
+        World { hoped: true, ..World::of(&[1]) },
+        &[
+            (0, Start, "send 0 to 1"),
+            (1, Fails(0, not_here()), ""),
+            (300, Hoped(1, &[1, 2]), "send 1 to 2"),
+            (400, Fails(1, not_here()), ""),
+            (1_000, Tick, "Unavailable"),
         ],
     );
     let mut late = World { route: Err(unavailable()), ..World::of(&[]) };

@@ -30,10 +30,11 @@ fn what_a_target_leads_to() {
         ("digits", 10_000, &[&[1, 2], &[1, 2]], "2 Split"),
         ("digits", 10_000, &[&[1], &[1]], "1 Fallback"),
         ("digits", 10_000, &[&[1], &[2]], "2 Split"),
-        ("digits", 10_000, &[&[], &[]], "no replica of digits@2 is ready"),
-        ("digits", 0, &[&[2], &[2]], "no replica of digits@1 is ready"),
+        ("digits", 10_000, &[&[], &[]], "2 Split, hoped"),
+        ("digits", 0, &[&[2], &[2]], "1 Split, hoped"),
+        ("digits", 0, &[], "1 Split, hoped"),
         ("digits@2", 0, &[&[1, 2], &[1]], "2 Pinned"),
-        ("digits@2", 10_000, &[&[1], &[1]], "no replica of digits@2 is ready"),
+        ("digits@2", 10_000, &[&[1], &[1]], "2 Pinned, hoped"),
         ("digits:new", 0, &[&[1, 2], &[1]], "2 Pinned"),
         ("digits:old", 0, &[&[1], &[1]], "no version of digits bears the label \"old\""),
         ("digits@3", 0, &[&[1], &[1]], "digits@3 is not hosted; hosted: [1, 2]"),
@@ -42,7 +43,10 @@ fn what_a_target_leads_to() {
     for (target, canary, ready, expected) in table {
         let routes = routes(&with_ready(published(1, 2, *canary), ready));
         let outcome = match routes.pick(&target.parse().unwrap(), key(1), Seen::default()) {
-            Ok(picked) => format!("{} {:?}", picked.version, picked.choice),
+            Ok(picked) => {
+                let hoped = if picked.replicas.are_hoped() { ", hoped" } else { "" };
+                format!("{} {:?}{hoped}", picked.version, picked.choice)
+            }
             Err(error) => error.to_string(),
         };
         assert_eq!(outcome, *expected, "{target} at {canary} with {ready:?}");

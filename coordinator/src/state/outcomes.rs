@@ -56,6 +56,8 @@ mod tests {
     fn old_requests_are_refused_and_late_ones_answered_alike() {
         let mut outcomes = Outcomes::default();
         let epoch = |index| Epoch { generation: 1, index };
+        // While all outcomes are kept, everyone can tell, whenever the first attempt was.
+        assert_eq!(outcomes.of(&RequestId(u128::MAX), Epoch::default()), Ok(None));
         for i in 1..=OUTCOMES_MAX as u64 + 10 {
             let applied = Applied { epoch: epoch(i), result: Ok(Outcome::Applied) };
             outcomes.record(RequestId(i.into()), applied);

@@ -1,10 +1,11 @@
-//! What commands do, in rows; the table of a rollout's states and events; replay; idempotence.
+//! What commands do; that replicas stay equal. In files of their own: the table of a rollout, requests, bounds.
 
-use std::fmt::Write as _;
+mod bounds;
+mod requests;
+mod table;
 
 use proptest::prelude::*;
 use roost_protocol::bundle::{BundleFile, MODEL_FILE};
-use roost_protocol::messages::control::RolloutState;
 use roost_protocol::traffic::KeyHash;
 use roost_protocol::view::NodeState;
 
@@ -186,23 +187,6 @@ fn a_plan_from_another_revision_is_refused() {
 }
 
 #[test]
-fn a_request_that_comes_twice_is_carried_out_once() {
-    let mut cluster = Cluster::with_versions(2);
-    let proposal = Proposal {
-        request: Some(RequestId(1)),
-        sent: cluster.state.epoch(),
-        at_ms: 1,
-        by: "anna".to_owned(),
-        command: Command::StartRollout { target: at(2), weight: weight("20%") },
-    };
-    let first = cluster.propose(&proposal);
-    let (revision, history) = (cluster.revision(), cluster.state.rollout(&digits()).unwrap().history);
-    assert_eq!(cluster.propose(&proposal), first);
-    assert_eq!(cluster.revision(), revision);
-    assert_eq!(cluster.state.rollout(&digits()).unwrap().history, history);
-}
-
-#[test]
 fn a_name_passes_to_another_node_only_once_the_first_is_out() {
     let mut cluster = Cluster::new();
     cluster.run(join(1, "a")).unwrap();
@@ -268,60 +252,6 @@ fn both_sets_of_voters_must_hold_a_bundle_while_one_replaces_the_other() {
 }
 
 #[test]
-fn a_refusal_of_the_plan_leaves_the_request_open() {
-    let mut cluster = Cluster::with_versions(2);
-    cluster.run(Command::StartRollout { target: at(2), weight: weight("20%") }).unwrap();
-    let planned = cluster.revision();
-    cluster.run(Command::Expose { model: digits(), revision: planned }).unwrap();
-    // The leader had looked before the canary was exposed.
-    let promote = |revision| Command::Promote { model: digits(), revision };
-    let late = cluster.ask(1, promote(planned));
-    assert!(matches!(late, Err(CommandError::RevisionMismatch { .. })));
-    let revision = cluster.revision();
-    let promoted = cluster.ask(1, promote(revision));
-    assert!(matches!(promoted, Ok(Outcome::Rerouted { .. })), "{promoted:?}");
-    assert_eq!(cluster.ask(1, promote(planned)), promoted);
-
-    cluster.run(Command::Reserve { files: files("c") }).unwrap();
-    let commit = |holders: &[u64]| Command::CommitVersion {
-        model: digits(),
-        digest: files("c").digest(),
-        manifest: Box::default(),
-        note: String::new(),
-        holders: holders.iter().map(|id| NodeId(*id)).collect(),
-    };
-    assert!(matches!(cluster.ask(2, commit(&[1])), Err(CommandError::TooFewHolders { .. })));
-    let pushed = cluster.ask(2, commit(&[1, 2]));
-    assert_eq!(pushed, Ok(Outcome::Pushed { version: Version(3), stable: false }));
-    assert_eq!(cluster.ask(2, commit(&[])), pushed);
-}
-
-#[test]
-fn every_other_refusal_is_the_outcome_of_its_request() {
-    let mut cluster = Cluster::with_versions(2);
-    let start = Command::StartRollout { target: at(2), weight: weight("20%") };
-    let refusal = CommandError::NotReady { version: at(2), ready: 1, needed: 2 };
-    let refuse = Command::Refuse { error: Box::new(refusal.clone()) };
-    assert_eq!(cluster.ask(1, refuse), Err(refusal.clone()));
-    assert_eq!(cluster.ask(1, start.clone()), Err(refusal), "an attempt that comes late is refused alike");
-    let commit = Command::CommitVersion {
-        model: digits(),
-        digest: files("c").digest(),
-        manifest: Box::default(),
-        note: String::new(),
-        holders: BTreeSet::new(),
-    };
-    let refused = cluster.ask(2, commit.clone());
-    assert!(matches!(refused, Err(CommandError::NotReserved { .. })));
-    cluster.run(Command::Reserve { files: files("c") }).unwrap();
-    assert_eq!(cluster.ask(2, commit), refused);
-    let outcome =
-        |cluster: &Cluster, request| cluster.state.outcome(&RequestId(request), cluster.state.epoch());
-    assert_eq!(outcome(&cluster, 2).unwrap().result, refused);
-    assert_eq!(outcome(&cluster, 3), None);
-}
-
-#[test]
 fn a_reservation_is_collected_unless_it_was_renewed_or_committed() {
     let mut cluster = Cluster::new();
     let digest = files("a").digest();
@@ -339,63 +269,6 @@ fn a_reservation_is_collected_unless_it_was_renewed_or_committed() {
     cluster.push("a", &[1, 2]).unwrap();
     cluster.run(renewed).unwrap();
     assert!(cluster.state.bundle(&digest).is_some());
-}
-
-#[test]
-fn what_commands_bring_is_bounded() {
-    let limited = |result: Result<Outcome, CommandError>| {
-        assert!(matches!(result, Err(CommandError::LimitExceeded { .. })), "{result:?}");
-    };
-    let mut cluster = Cluster::with_versions(1);
-    let with = |address: &str, profile: NodeProfile| {
-        let (node, name) = (NodeId(1), NodeName::new("a").unwrap());
-        Command::Join { node, name, address: address.to_owned(), profile: Box::new(profile) }
-    };
-    limited(cluster.run(with(&"h".repeat(300), profile())));
-    limited(cluster.run(with("h:1", NodeProfile { zone: "z".repeat(100), ..profile() })));
-    let labels = (0..100).map(|i| (i.to_string(), String::new())).collect();
-    limited(cluster.run(with("h:1", NodeProfile { labels, ..profile() })));
-    for i in 0..bounds::LABELS_MAX {
-        let label = Label::new(&format!("l{i}")).unwrap();
-        cluster.run(Command::SetLabel { version: at(1), label }).unwrap();
-    }
-    let one_more = Label::new("more").unwrap();
-    limited(cluster.run(Command::SetLabel { version: at(1), label: one_more }));
-    let again = Label::new("l0").unwrap();
-    cluster.run(Command::SetLabel { version: at(1), label: again }).unwrap();
-
-    let commit = |cluster: &mut Cluster, model: &str, label_bytes: usize| {
-        let labels = vec!["x".repeat(label_bytes)];
-        cluster.run(Command::CommitVersion {
-            model: ModelName::new(model).unwrap(),
-            digest: files("v1").digest(),
-            manifest: Box::new(Manifest { labels, ..Manifest::default() }),
-            note: String::new(),
-            holders: [NodeId(1), NodeId(2)].into(),
-        })
-    };
-    limited(commit(&mut cluster, "digits", 300 << 10));
-    // Each new model is hosted at once, until the view is full.
-    let full = (0..100).find_map(|i| commit(&mut cluster, &format!("m{i}"), 250 << 10).err().map(|e| (i, e)));
-    assert!(matches!(full, Some((57, CommandError::LimitExceeded { .. }))), "{full:?}");
-    // Further versions are not, but what is hosted beside must fit.
-    commit(&mut cluster, "m0", 250 << 10).unwrap();
-    let second = ModelVersion { model: ModelName::new("m0").unwrap(), version: Version(2) };
-    limited(cluster.run(Command::StartRollout { target: second.clone(), weight: weight("5%") }));
-    limited(cluster.run(Command::SetLabel { version: second, label: Label::new("l").unwrap() }));
-}
-
-#[test]
-fn nodes_that_are_known_may_join_again_however_many_there_are() {
-    let mut cluster = Cluster::new();
-    for node in 0..roost_protocol::limits::NODES_MAX as u64 {
-        cluster.run(join(node, &format!("n{node}"))).unwrap();
-    }
-    assert!(matches!(cluster.run(join(9999, "more")), Err(CommandError::LimitExceeded { .. })));
-    cluster.run(join(7, "n7")).unwrap();
-    let joined = cluster.joined(7);
-    cluster.run(Command::NodeOut { node: NodeId(7), joined }).unwrap();
-    cluster.run(join(9999, "n7")).unwrap();
 }
 
 #[test]
@@ -418,100 +291,6 @@ fn nothing_happens_before_the_cluster_has_an_identity() {
     cluster.run(Command::Initialise { cluster: ClusterId(1) }).unwrap();
     let again = cluster.run(Command::Initialise { cluster: ClusterId(2) });
     assert_eq!(again, Err(CommandError::AlreadyInitialised { cluster: ClusterId(1) }));
-}
-
-/// A rollout's states, each reached by commands, against every event.
-#[test]
-fn the_table_of_a_rollout() {
-    let start = |cluster: &mut Cluster| {
-        cluster.run(Command::StartRollout { target: at(2), weight: weight("20%") }).unwrap();
-    };
-    let expose = |cluster: &mut Cluster| {
-        let revision = cluster.revision();
-        cluster.run(Command::Expose { model: digits(), revision }).unwrap();
-    };
-    let none = Cluster::with_versions(2);
-    let mut preparing = Cluster::with_versions(2);
-    start(&mut preparing);
-    let mut running = Cluster::with_versions(2);
-    start(&mut running);
-    expose(&mut running);
-    let mut paused = Cluster { state: running.state.clone(), index: running.index };
-    let revision = paused.revision();
-    paused.run(Command::Pause { model: digits(), revision, reason: "one replica".to_owned() }).unwrap();
-    let mut promoted = Cluster { state: running.state.clone(), index: running.index };
-    promoted.run(Command::Promote { model: digits(), revision }).unwrap();
-
-    let (mut table, mut edges) = (String::new(), String::new());
-    let states = [
-        ("none", none),
-        ("preparing", preparing),
-        ("running", running),
-        ("paused", paused),
-        ("promoted", promoted),
-    ];
-    for (name, cluster) in &states {
-        let revision = cluster.revision();
-        let model = digits();
-        let events = [
-            ("start@1", Command::StartRollout { target: at(1), weight: weight("50%") }),
-            ("start@2", Command::StartRollout { target: at(2), weight: weight("50%") }),
-            ("expose", Command::Expose { model: model.clone(), revision }),
-            ("pause", Command::Pause { model: model.clone(), revision, reason: "why".to_owned() }),
-            ("resume", Command::Resume { model: model.clone(), revision }),
-            ("promote", Command::Promote { model: model.clone(), revision }),
-            ("abort", Command::Abort { model: model.clone(), reason: "why".to_owned() }),
-            ("undo", Command::Undo { model }),
-        ];
-        for (event, command) in events {
-            let mut after = Cluster { state: cluster.state.clone(), index: cluster.index };
-            let result = match after.run(command) {
-                Ok(_) => describe(&after),
-                Err(error) => format!("refused: {error}"),
-            };
-            writeln!(table, "{name:10} {event:8} {result}").unwrap();
-            if describe(&after) != describe(cluster) {
-                writeln!(edges, "    {name} -> {} [label=\"{event}\"];", node(&after)).unwrap();
-            }
-        }
-    }
-    expect_test::expect_file!["rollout/table.txt"].assert_eq(&table);
-    let drawing = format!(
-        "// Drawn by the test `the_table_of_a_rollout`: dot -Tsvg table.dot\n\
-         digraph rollout {{\n    node [shape=box];\n    none [label=\"no rollout\"];\n    \
-         promoted [label=\"no rollout,\\nan earlier stable version to go back to\"];\n{edges}}}\n"
-    );
-    expect_test::expect_file!["rollout/table.dot"].assert_eq(&drawing);
-}
-
-/// The state of the drawing that a cluster is in.
-fn node(cluster: &Cluster) -> &'static str {
-    let summary = cluster.state.rollout(&digits()).unwrap();
-    match (summary.rollout.map(|rollout| rollout.state), summary.traffic.previous) {
-        (None, None) => "none",
-        (None, Some(_)) => "promoted",
-        (Some(RolloutState::Preparing), _) => "preparing",
-        (Some(RolloutState::Running), _) => "running",
-        (Some(RolloutState::Paused { .. }), _) => "paused",
-    }
-}
-
-fn describe(cluster: &Cluster) -> String {
-    let summary = cluster.state.rollout(&digits()).unwrap();
-    let state = match summary.rollout.as_ref().map(|rollout| &rollout.state) {
-        None => "none",
-        Some(RolloutState::Preparing) => "preparing",
-        Some(RolloutState::Running) => "running",
-        Some(RolloutState::Paused { .. }) => "paused",
-    };
-    let canary = summary
-        .traffic
-        .canary
-        .map_or("-".to_owned(), |canary| format!("{} {}", canary.version, canary.weight));
-    format!(
-        "{state}, stable {}, canary {canary}, revision {}",
-        summary.traffic.stable, summary.traffic.revision
-    )
 }
 
 fn any_command() -> impl Strategy<Value = Command> {

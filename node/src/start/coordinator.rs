@@ -34,14 +34,16 @@ pub(super) async fn run(context: Arc<Context>, started: Started, stop: Stop) {
     };
     let _ = started.send(Ok(()));
     tokio::select! {
-        _ = stop => coordinator.stop().await,
+        _ = stop => {}
         reason = coordinator.failed() => {
             tracing::error!(
                 node = %context.config.name, reason,
-                "the coordinator stops: it answers nothing from a disk that failed. Replace it by an empty one"
+                "the coordinator stops: it answers nothing from a disk that failed. Empty the node's whole data \
+                 folder, and have it join under a new identity"
             );
         }
     }
+    coordinator.stop().await;
     tasks.shutdown().await;
     endpoint.close().await;
 }
