@@ -37,6 +37,7 @@ pub struct Client {
 struct Inner {
     shared: Arc<Shared>,
     control: Control,
+    /// What requests are routed by.
     published: watch::Receiver<Published>,
     deadline: Duration,
     endpoint: Option<Endpoint>,
@@ -295,7 +296,8 @@ impl Client {
         &self.inner.control
     }
 
-    /// The newest view and soft state.
+    /// The newest view and soft state that requests are routed by: one that is sent after they show something
+    /// goes by that, or by newer ones.
     pub fn published(&self) -> watch::Receiver<Published> {
         self.inner.published.clone()
     }
@@ -315,12 +317,13 @@ impl Client {
 
 impl ClientParts {
     fn into_inner(self) -> Inner {
+        let (routed, follows) = watch::channel(self.published.borrow().clone());
         let (shared, keep_routes) =
-            Shared::new(self.dispatch, self.published.clone(), self.follower, self.seed);
+            Shared::new(self.dispatch, self.published, routed, self.follower, self.seed);
         Inner {
             shared,
             control: self.control,
-            published: self.published,
+            published: follows,
             deadline: self.deadline.min(DEADLINE_MAX),
             endpoint: None,
             routing: tokio::spawn(keep_routes).abort_handle(),

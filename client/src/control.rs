@@ -18,7 +18,7 @@ use roost_protocol::messages::control::{
 };
 use roost_protocol::quic::{Dialler, Links, Service};
 use roost_protocol::view::Published;
-use roost_protocol::{ControlError, Epoch, RequestId, Term};
+use roost_protocol::{CommandError, ControlError, Epoch, RequestId, Term};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -55,6 +55,8 @@ struct Shared {
 struct Ticket {
     request: RequestId,
     sent: Epoch,
+    /// Whether it was in no attempt before.
+    fresh: bool,
 }
 
 impl Control {
@@ -116,17 +118,34 @@ impl Control {
     fn ticket(&self) -> Ticket {
         let known = self.shared.published.borrow().view.as_ref().map(|view| view.epoch);
         let request = self.draw(|rng| u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64()));
-        Ticket { request: RequestId(request), sent: known.unwrap_or_default() }
+        Ticket { request: RequestId(request), sent: known.unwrap_or_default(), fresh: true }
     }
 
     /// Makes a change and tells which coordinator did it.
+    ///
+    /// A ticket may be too old from the start: its epoch is that of a view that may lag, or of none. Where no attempt can
+    /// have made the change, it is asked for under a new ticket of the present epoch, once.
     async fn change_by(
         &self,
-        search: Search,
-        Ticket { request, sent }: Ticket,
+        mut search: Search,
+        mut ticket: Ticket,
         change: Change,
     ) -> Result<(Done, String), ControlError> {
-        let (response, address) = self.ask(search, &ControlRequest::Change { request, sent, change }).await?;
+        let mut renewed = false;
+        let (response, address) = loop {
+            let Ticket { request, sent, fresh } = ticket;
+            let asked = ControlRequest::Change { request, sent, change: change.clone() };
+            match self.ask(&mut search, &asked).await {
+                Err(ControlError::Refused(CommandError::RequestTooOld { present, .. }))
+                    if fresh && !renewed && !search.is_open() =>
+                {
+                    renewed = true;
+                    ticket = Ticket { sent: present, ..self.ticket() };
+                    search.begin_anew();
+                }
+                asked => break asked?,
+            }
+        };
         match response {
             ControlResponse::Done(done) => {
                 if let Some(follower) = &self.shared.follower {
@@ -155,8 +174,8 @@ impl Control {
     /// # Errors
     /// As [`Control::change_within`].
     pub async fn query(&self, query: Query) -> Result<Answer, ControlError> {
-        let search = Search::new(Instant::now() + Duration::from_millis(DEADLINE_MS), self.leader());
-        match self.ask(search, &ControlRequest::Query(query)).await?.0 {
+        let mut search = Search::new(Instant::now() + Duration::from_millis(DEADLINE_MS), self.leader());
+        match self.ask(&mut search, &ControlRequest::Query(query)).await?.0 {
             ControlResponse::Answer(answer) => Ok(*answer),
             other => Err(unexpected("a query", &other)),
         }
@@ -204,7 +223,7 @@ impl Control {
     /// Sends `request` around until somebody does it; with the answer comes the address that gave it.
     async fn ask(
         &self,
-        mut search: Search,
+        search: &mut Search,
         request: &ControlRequest,
     ) -> Result<(ControlResponse, String), ControlError> {
         loop {

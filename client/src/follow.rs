@@ -153,8 +153,9 @@ impl Following {
 
     async fn watch_at(&self, address: &str, tour: &mut Tour) -> Result<Infallible, GivenUp> {
         let link = self.dialler.dial(address, Service::Control).await?;
-        let from = self.publish.borrow().view.as_ref().map(|view| view.epoch);
-        let mut watch = Watch::start(&link, from, self.watched.clone()).await?;
+        // From what is known already, so that only what changed since travels.
+        let view = self.publish.borrow().view.clone();
+        let mut watch = Watch::start(&link, view, self.watched.clone()).await?;
         // The updates are read by one future to the end: a frame that was half read must not be dropped.
         let deliver = async {
             loop {

@@ -25,12 +25,13 @@
 //!   [`latency`] and [`load`]. Its driver is `drive`, what requests share is in `shared`.
 //! - [`dispatch`]: one attempt at one node, over QUIC or within a process.
 //! - [`control`]: changes, reads, pushes; [`bundle`]: what is pushed.
+//! - [`backoff`]: how long whatever failed waits. `trace`: the trace that a request belongs to.
 //! - `certs` (feature `certs`): a cluster's own CA; `npy` (feature `npy`): tensors from NumPy's files.
 //!
 //! A node uses this crate without its default features: it follows the view and its gateway routes by the
 //! same code.
 
-mod backoff;
+pub mod backoff;
 pub mod budget;
 pub mod bundle;
 #[cfg(feature = "certs")]
@@ -51,6 +52,9 @@ pub mod routing;
 mod shared;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "opentelemetry")]
+pub mod trace;
+#[cfg(not(feature = "opentelemetry"))]
 mod trace;
 
 pub use bundle::LocalBundle;

@@ -42,14 +42,16 @@ pub(crate) struct State {
 }
 
 impl Shared {
-    /// What requests share, and the task that keeps its routes, which the caller runs.
+    /// What requests share, and the task that keeps its routes, which the caller runs. It tells `routed` what
+    /// it made routes of.
     pub(crate) fn new(
         dispatch: Arc<dyn Dispatch>,
         published: watch::Receiver<Published>,
+        routed: watch::Sender<Published>,
         follower: Option<Arc<Follower>>,
         seed: [u8; 32],
     ) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
-        let first = Routes::of(&published.borrow(), None).map(Arc::new);
+        let first = Routes::of(&routed.borrow(), None).map(Arc::new);
         let (publish, routes) = watch::channel(first);
         let state = State {
             loads: Loads::default(),
@@ -59,7 +61,7 @@ impl Shared {
             rng: ChaCha12Rng::from_seed(seed),
         };
         let shared = Arc::new(Self { dispatch, routes, follower, state: Mutex::new(state) });
-        let keep = keep_routes(shared.clone(), published, publish);
+        let keep = keep_routes(shared.clone(), published, publish, routed);
         (shared, keep)
     }
 
@@ -157,6 +159,7 @@ async fn keep_routes(
     shared: Arc<Shared>,
     mut published: watch::Receiver<Published>,
     publish: watch::Sender<Option<Arc<Routes>>>,
+    routed: watch::Sender<Published>,
 ) {
     while published.changed().await.is_ok() {
         let earlier = publish.borrow().clone();
@@ -170,6 +173,7 @@ async fn keep_routes(
             shared.dispatch.keep_only(&addresses);
         }
         publish.send_replace(Some(Arc::new(routes)));
+        routed.send_replace(newest);
     }
 }
 

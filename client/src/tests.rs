@@ -69,7 +69,7 @@ pub(crate) fn published(index: u64, workers: u64, canary: u16) -> Published {
         settled: true,
         nodes: (0..workers).map(|i| (worker(i), report(&[1, 2]))).collect(),
     };
-    Published { view: Some(Arc::new(view)), soft: Arc::new(soft) }
+    Published::new(Some(Arc::new(view)), Arc::new(soft))
 }
 
 /// What a live worker with these versions of `digits` ready reports.

@@ -5,7 +5,7 @@ use tracing::Span;
 
 /// The context of a span that OpenTelemetry records.
 #[cfg(feature = "opentelemetry")]
-pub(crate) fn of(span: &Span) -> Option<TraceContext> {
+pub fn of(span: &Span) -> Option<TraceContext> {
     use opentelemetry::trace::TraceContextExt as _;
     use tracing_opentelemetry::OpenTelemetrySpanExt as _;
     let context = span.context();

@@ -1,6 +1,7 @@
 //! Bundles on the coordinators: a quorum holds one before it becomes a version, and all come to hold it.
 //!
-//! The store is this coordinator's own. What adds files to it and what removes them ([`sweep`]) never run at once.
+//! The store is this coordinator's own. What adds files to it and what removes them because nobody needs them ([`sweep`])
+//! never run at once. A file that is found to be damaged is removed at once, and its bundles are fetched again.
 
 pub(crate) mod sweep;
 
@@ -8,16 +9,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
-use roost_protocol::bundle::FileList;
+use roost_protocol::bundle::{BundleFile, FileList};
 use roost_protocol::error::reason;
 use roost_protocol::frame::Kind;
 use roost_protocol::quic::bundles;
 use roost_protocol::quic::bundles::BundleStoreError;
 use roost_protocol::view::{Coordinator, Published};
 use roost_protocol::{ControlError, Digest, Epoch, NodeId};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::peer::{PeerRequest, PeerResponse};
@@ -37,6 +40,8 @@ const REPAIR_DOUBLINGS_MAX: u32 = 6;
 pub(crate) struct Keeping {
     /// Held shared by what adds files, exclusively by what removes them.
     pub files: tokio::sync::RwLock<()>,
+    /// Rung when a bundle was lost.
+    lost: Notify,
     inner: Mutex<KeepingInner>,
 }
 
@@ -49,6 +54,8 @@ struct KeepingInner {
     promised: BTreeMap<Digest, Promise>,
     /// How many promises were made.
     promises: u64,
+    /// Bundles that were held and of which a file turned out to be damaged, until they are looked after.
+    lost: BTreeSet<Digest>,
 }
 
 /// A bundle that is to be kept, and the number of the last promise to do so.
@@ -71,6 +78,18 @@ impl Keeping {
         let number = inner.promises;
         inner.promised.insert(digest, Promise { files: files.clone(), number });
         inner.turns.entry(digest).or_default().clone()
+    }
+
+    /// Has bundles fetched again of which a file was damaged and is removed.
+    pub fn lose(&self, bundles: Vec<Digest>) {
+        if !bundles.is_empty() {
+            self.lock().lost.extend(bundles);
+            self.lost.notify_one();
+        }
+    }
+
+    fn take_lost(&self) -> BTreeSet<Digest> {
+        std::mem::take(&mut self.lock().lost)
     }
 }
 
@@ -95,8 +114,7 @@ pub(crate) async fn replicate(
         held.map(|held| (*id, held))
     });
     let mut asks: FuturesUnordered<_> = asks.collect();
-    let within = REPLICATION + Duration::from_secs(files.bytes() / REPLICATION_BYTES_PER_S_MIN);
-    let deadline = Instant::now() + within;
+    let deadline = Instant::now() + patience(files);
     let (mut holders, mut failures) = (BTreeSet::new(), Vec::new());
     while holders.len() < quorum {
         match tokio::time::timeout_at(deadline, asks.next()).await {
@@ -120,6 +138,11 @@ pub(crate) async fn replicate(
     let (held, of) = (holders.len(), voters.len());
     let text = format!("{held} of {of} coordinators hold the bundle; {}", reasons.join("; "));
     Err(ControlError::NoQuorum { reason: reason(text) })
+}
+
+/// How long it may take until a bundle is where it should be.
+fn patience(files: &FileList) -> Duration {
+    REPLICATION + Duration::from_secs(files.bytes() / REPLICATION_BYTES_PER_S_MIN)
 }
 
 /// Holds a bundle here, in a task of its own: when a quorum is found without this coordinator, what it has fetched so far is
@@ -158,7 +181,8 @@ async fn ask_to_hold(
     }
 }
 
-/// Makes sure that this coordinator holds a bundle: sealed, or its files are here already, or fetched from `holders`.
+/// Makes sure that this coordinator holds a bundle: its files are here already, or fetched from `holders`. That it is listed
+/// is not enough: a disk may have lost a file since.
 ///
 /// # Errors
 /// [`ControlError::NoBundle`] when nobody has it, others when the transfer or the store fails.
@@ -169,6 +193,7 @@ pub(crate) async fn hold(shared: &Shared, files: &FileList, holders: &[String]) 
     if shared.bundles.holds(&digest).await.map_err(BundleStoreError::into_control)? {
         return Ok(());
     }
+    // Also where the list alone is missing or damaged.
     match shared.bundles.seal(files).await {
         Ok(()) => return Ok(()),
         Err(BundleStoreError::Missing(_)) => {}
@@ -191,6 +216,34 @@ pub(crate) async fn hold(shared: &Shared, files: &FileList, holders: &[String]) 
     }
 }
 
+/// A small file of a bundle, which is taken in here first if a quorum was found without this coordinator.
+///
+/// # Errors
+/// [`ControlError::NoQuorum`] when it cannot be had here now: another attempt, perhaps at another leader, may read it.
+pub(crate) async fn read_here(
+    shared: &Shared,
+    files: &FileList,
+    file: &BundleFile,
+) -> Result<Bytes, ControlError> {
+    let holders = shared.machine.state(|state| {
+        state.coordinators().values().map(|coordinator| coordinator.address.clone()).collect::<Vec<String>>()
+    });
+    let unread = |error: String| ControlError::NoQuorum {
+        reason: reason(format!("the leader cannot read {} of the bundle: {error}", file.name)),
+    };
+    let held = tokio::time::timeout(patience(files), hold(shared, files, &holders)).await;
+    let held = held.map_err(|_| unread("its bytes did not come in time".to_owned()))?;
+    held.map_err(|error| unread(error.to_string()))?;
+    match shared.bundles.read(file).await {
+        Ok(bytes) => Ok(bytes),
+        Err(error) => {
+            // What is damaged was removed.
+            shared.keeping.lose(vec![files.digest()]);
+            Err(unread(error.to_string()))
+        }
+    }
+}
+
 /// When a bundle that could not be fetched is asked for again.
 struct Attempt {
     failures: u32,
@@ -203,6 +256,10 @@ pub(crate) async fn repair(shared: Arc<Shared>) {
     let mut held = BTreeSet::new();
     let mut attempts: BTreeMap<Digest, Attempt> = BTreeMap::new();
     loop {
+        for lost in shared.keeping.take_lost() {
+            held.remove(&lost);
+            attempts.remove(&lost);
+        }
         let (seen, wanted, holders) = shared.machine.state(|state| {
             let wanted = state.referenced_bundles().filter(|(digest, _)| !held.contains(*digest));
             let wanted: Vec<(Digest, FileList)> = wanted.map(|(d, files)| (*d, files.clone())).collect();
@@ -228,17 +285,18 @@ pub(crate) async fn repair(shared: Arc<Shared>) {
             }
         }
         let due = attempts.values().map(|attempt| attempt.due).min();
-        if !wait_for_work(&mut published, seen, due).await {
+        if !wait_for_work(&mut published, seen, due, &shared.keeping.lost).await {
             return;
         }
     }
 }
 
-/// Waits for a later view than `seen`, or until an attempt is due. Returns false when no view comes any more.
+/// Waits for a later view than `seen`, until an attempt is due, or until a bundle is lost. Returns false when no view comes any more.
 async fn wait_for_work(
     published: &mut tokio::sync::watch::Receiver<Published>,
     seen: Epoch,
     due: Option<Instant>,
+    lost: &Notify,
 ) -> bool {
     let later = published.wait_for(|published| published.view.as_ref().is_some_and(|view| view.epoch > seen));
     let until = async {
@@ -250,5 +308,6 @@ async fn wait_for_work(
     tokio::select! {
         later = later => later.is_ok(),
         () = until => true,
+        () = lost.notified() => true,
     }
 }

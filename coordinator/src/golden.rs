@@ -226,7 +226,7 @@ fn commands() -> Vec<Command> {
         Command::Resume { model: model.clone(), revision },
         Command::Promote { model: model.clone(), revision },
         Command::Abort { model: model.clone(), reason: "slow".to_owned() },
-        Command::Undo { model: model.clone() },
+        Command::Undo { model: model.clone(), revision },
         Command::SetLabel { version: at(1), label: label() },
         Command::RemoveLabel { model, label: label() },
         Command::Join {
@@ -238,7 +238,7 @@ fn commands() -> Vec<Command> {
         Command::Drain { node: NodeId(10), draining: true },
         Command::Drain { node: NodeId(10), draining: false },
         Command::NodeOut { node: NodeId(10), joined: 300 },
-        Command::Exclude { node: NodeId(10), version: at(2), reason: "no memory".to_owned() },
+        Command::Exclude { node: NodeId(10), joined: 300, version: at(2), reason: "no memory".to_owned() },
         Command::Collect { digest: files().digest(), reserved_at_ms: 1_767_225_600_000 },
         Command::Refuse { error: Box::new(CommandError::NotReady { version: at(2), ready: 1, needed: 2 }) },
     ]
@@ -279,7 +279,7 @@ fn snapshot_meta() -> SnapshotMetaOf<Types> {
 fn payloads() -> Vec<EntryPayload<Proposal, u64, Member>> {
     vec![
         EntryPayload::Blank,
-        EntryPayload::Normal(proposal(Command::Undo { model: digits() })),
+        EntryPayload::Normal(proposal(Command::Undo { model: digits(), revision: Revision(12) })),
         EntryPayload::Membership(membership()),
     ]
 }
@@ -295,7 +295,10 @@ fn vote() -> VoteRecord {
 #[test]
 fn the_bytes_of_every_command_are_pinned() {
     let mut samples = each(commands(), |name, command| bare(name, proposal(command)));
-    samples.push(bare("Proposal/planner", of_planner(Command::Undo { model: digits() })));
+    samples.push(bare(
+        "Proposal/planner",
+        of_planner(Command::Undo { model: digits(), revision: Revision(12) }),
+    ));
     samples.push(bare("Applied", Applied { epoch: epoch(300), result: Ok(Outcome::Applied) }));
     let refused = Err(CommandError::NothingToUndo { model: digits() });
     samples.push(bare("Applied/refused", Applied { epoch: epoch(300), result: refused }));
@@ -453,12 +456,17 @@ fn the_bytes_of_a_state_are_pinned() {
     };
     for command in commands() {
         let revision = state.rollout(&digits()).map_or(Revision(0), |rollout| rollout.traffic.revision);
-        // Those that name a revision name the present one, so that each does something.
+        // Those that name what they were planned from name the present one, so that each does something.
         let command = match command {
             Command::Expose { model, revision: _ } => Command::Expose { model, revision },
             Command::Pause { model, revision: _, reason } => Command::Pause { model, revision, reason },
             Command::Resume { model, revision: _ } => Command::Resume { model, revision },
             Command::Promote { model, revision: _ } => Command::Promote { model, revision },
+            Command::Undo { model, revision: _ } => Command::Undo { model, revision },
+            Command::Exclude { node, joined: _, version, reason } => {
+                let joined = state.joins().find(|(id, _)| *id == node).map_or(0, |(_, joined)| joined);
+                Command::Exclude { node, joined, version, reason }
+            }
             other => other,
         };
         if let Command::StartRollout { .. } = &command {

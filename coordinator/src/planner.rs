@@ -13,13 +13,19 @@ use roost_protocol::messages::control::{Rollout, RolloutState};
 use roost_protocol::placement::{owners, preference};
 use roost_protocol::ring::Ring;
 use roost_protocol::traffic::Traffic;
-use roost_protocol::view::{NodeState, SoftState, Stage, View};
+use roost_protocol::view::{Liveness, NodeState, SoftState, Stage, View};
 use roost_protocol::{Digest, ModelName, ModelVersion, NodeId, Version};
 
+use crate::liveness::SUSPECT_AFTER;
 use crate::state::Command;
 
 /// Silence after which a worker's versions get other owners. Long enough for a reboot, because moving models is dear.
 pub const OUT_AFTER: Duration = Duration::from_secs(60);
+
+/// The share of the active nodes that must be live for a silent one to be declared out: when the coordinators hear fewer, it
+/// is more likely they who are cut off. Every node out would leave clients, who may well reach the workers, nobody to ask,
+/// and loading everything on the few that are heard would take those down too.
+const LIVE_SHARE_MIN: f64 = 0.5;
 
 /// A canary with one replica would fall back to stable as soon as that one hiccups, so it waits for two, where the
 /// cluster has two eligible nodes (design §1.3).
@@ -58,11 +64,8 @@ pub fn plan(outlook: &Outlook<'_>) -> Vec<Command> {
     let mut commands: Vec<Command> = rollouts
         .filter_map(|(model, rollout, traffic)| plan_rollout(view, &ring, soft, model, rollout, traffic))
         .collect();
-    commands.extend(plan_exclusions(view, &ring, soft));
-    let members = view.nodes.iter().filter(|(_, node)| node.state != NodeState::Out);
-    let silent = members.filter(|(id, _)| outlook.silent.get(*id).is_some_and(|silent| *silent >= OUT_AFTER));
-    let joins = silent.filter_map(|(id, _)| Some((*id, *outlook.joins.get(id)?)));
-    commands.extend(joins.map(|(node, joined)| Command::NodeOut { node, joined }));
+    commands.extend(plan_exclusions(outlook, &ring));
+    commands.extend(plan_outs(outlook));
     let forgotten = outlook.reservations.iter().copied();
     let forgotten = forgotten.filter(|(_, at_ms)| outlook.now_ms.saturating_sub(*at_ms) >= RESERVED_MS_MAX);
     commands.extend(forgotten.map(|(digest, reserved_at_ms)| Command::Collect { digest, reserved_at_ms }));
@@ -109,6 +112,27 @@ pub fn for_promotion(
     Readiness { ready: target, needed: needed.max(stable.min(owners)) }
 }
 
+/// What the version before the last promotion needs to take all traffic back: no fewer replicas than the version that is to
+/// be left serves with, for going back must not be a change for the worse, and no more, for that version may be the reason
+/// to go back. An owner that is not heard counts: unknown is not "not ready", and the version stayed hosted.
+pub fn for_undo(
+    view: &View,
+    soft: &SoftState,
+    model: &ModelName,
+    previous: Version,
+    stable: Version,
+) -> Readiness {
+    let ring = view.ring();
+    let owners = owners(view, &ring, model, previous);
+    let is_unknown = |node: &NodeId| {
+        let report = soft.nodes.get(node);
+        report.is_none_or(|report| report.liveness == Liveness::Suspect)
+    };
+    let may_serve = |node: &&NodeId| soft.serves(**node, model, previous) || is_unknown(node);
+    let needed = ready(view, &ring, soft, model, stable).min(owners.len()).max(1);
+    Readiness { ready: owners.iter().filter(may_serve).count(), needed }
+}
+
 fn ready(view: &View, ring: &Ring, soft: &SoftState, model: &ModelName, version: Version) -> usize {
     let owners = owners(view, ring, model, version);
     owners.iter().filter(|node| soft.serves(**node, model, version)).count()
@@ -140,7 +164,8 @@ fn plan_rollout(
 
 /// Owners that gave a version up, while another node could take it: one at a time, so that its successor is known before
 /// the next is judged. Where none could, the owner stays and its failure stays visible.
-fn plan_exclusions(view: &View, ring: &impl Deref<Target = Ring>, soft: &SoftState) -> Vec<Command> {
+fn plan_exclusions(outlook: &Outlook<'_>, ring: &impl Deref<Target = Ring>) -> Vec<Command> {
+    let (view, soft) = (outlook.view, outlook.soft);
     let mut failures: BTreeMap<(&ModelName, Version), BTreeMap<NodeId, &str>> = BTreeMap::new();
     for (node, report) in &soft.nodes {
         for version in &report.versions {
@@ -154,10 +179,34 @@ fn plan_exclusions(view: &View, ring: &impl Deref<Target = Ring>, soft: &SoftSta
         let spare = preference(view, ring, model, version).len() > owners.len();
         let (node, reason) =
             owners.iter().find_map(|node| Some((*node, *failed.get(node)?))).filter(|_| spare)?;
+        let joined = *outlook.joins.get(&node)?;
         let version = ModelVersion { model: model.clone(), version };
-        Some(Command::Exclude { node, version, reason: reason.to_owned() })
+        Some(Command::Exclude { node, joined, version, reason: reason.to_owned() })
     };
     failures.into_iter().filter_map(exclusion).collect()
+}
+
+/// Nodes that have been silent for too long: draining ones, which said that they would go, and active ones while enough of
+/// those are live.
+fn plan_outs(outlook: &Outlook<'_>) -> Vec<Command> {
+    let silent = |id: NodeId| outlook.silent.get(&id).copied().unwrap_or_default();
+    let nodes = outlook.view.nodes.iter();
+    let active: Vec<NodeId> =
+        nodes.filter(|(_, node)| node.state == NodeState::Active).map(|(id, _)| *id).collect();
+    // One that fell silent just now is not counted as live: those that are cut off fall silent within a second of each
+    // other, and the first of them must not be declared out alone.
+    let live = active.iter().filter(|id| silent(**id) < SUSPECT_AFTER).count();
+    let enough = live as f64 >= active.len() as f64 * LIVE_SHARE_MIN;
+    let out = outlook.view.nodes.iter().filter(|(id, node)| {
+        let may_go = match node.state {
+            NodeState::Active => enough,
+            NodeState::Draining => true,
+            NodeState::Out => false,
+        };
+        may_go && silent(**id) >= OUT_AFTER
+    });
+    let joins = out.filter_map(|(id, _)| Some((*id, *outlook.joins.get(id)?)));
+    joins.map(|(node, joined)| Command::NodeOut { node, joined }).collect()
 }
 
 #[cfg(test)]

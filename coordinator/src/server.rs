@@ -1,7 +1,8 @@
 //! What a coordinator answers on its connections: operators, nodes and clients on the control service ([`control`],
 //! [`change`]), coordinators on the Raft service ([`peers`]), everyone who may on the bundle service.
 //!
-//! Who may ask what is decided here, from the certificate. A follower hands changes and reads on to the leader, once.
+//! Who may ask what is decided here, from the certificate and the table in [`roles`]. A follower hands changes and reads on
+//! to the leader, once.
 
 mod change;
 mod control;
@@ -14,8 +15,8 @@ use roost_protocol::error::reason;
 use roost_protocol::frame::Kind;
 use roost_protocol::messages::control::{BundleResponse, Change, ControlRequest, ControlResponse};
 use roost_protocol::quic::stream::{StreamError, finish, read_message, write_message};
-use roost_protocol::quic::{Accepted, Link, PeerIdentity, Role, Service, bundles, watch};
-use roost_protocol::{ClusterId, ControlError};
+use roost_protocol::quic::{Accepted, Link, PeerIdentity, Service, bundles, roles, watch};
+use roost_protocol::{ClusterId, ControlError, NodeId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use self::control::hand_on;
@@ -23,7 +24,7 @@ use self::control::{Forward, control};
 use crate::shared::Shared;
 
 /// Changes, reads and heartbeats that one connection has answered at once: each may hold 4 MiB. A watch counts only until it
-/// has begun.
+/// has begun; then [`watch::answer`] counts it.
 const CONTROL_REQUESTS_MAX: usize = 64;
 /// Transfers of one connection at once. Each gathers a few MiB; peers use one after the other.
 const TRANSFERS_MAX: usize = 16;
@@ -77,10 +78,18 @@ async fn serve_bundles(
         finish(send);
         return Ok(());
     }
+    let request = read_message(recv, Kind::BundleRequest).await?;
+    if let Err(error) = roles::check(roles::of_bundle(&request), &link.peer) {
+        tracing::warn!(target: "audit", peer = %link.peer.to_uri(), %error, "refused");
+        write_message(send, Kind::BundleResponse, &BundleResponse::Failed(error)).await?;
+        finish(send);
+        return Ok(());
+    }
     let _files = shared.keeping.files.read().await;
-    let may_put = link.peer.has_any(&[Role::Operator]);
-    let takes = |file: &_| may_put && shared.machine.state(|state| state.awaits_file(file));
-    bundles::serve(&shared.bundles, send, recv, takes).await
+    let takes = |file: &_| shared.machine.state(|state| state.awaits_file(file));
+    let lost = bundles::answer(&shared.bundles, request, send, recv, takes).await?;
+    shared.keeping.lose(lost);
+    Ok(())
 }
 
 async fn serve_control(
@@ -98,11 +107,12 @@ async fn serve_control(
         }
         Err(error) => return Err(error),
     };
-    let permitted = same_cluster(shared, link).and_then(|()| permit_request(&request, &link.peer));
+    let permitted =
+        same_cluster(shared, link).and_then(|()| permit_request(&request, &link.peer, link.hello.node));
     let response = match (permitted, request) {
         (Ok(()), ControlRequest::Watch { from, models }) => {
             drop(permit);
-            return watch::serve(send, shared.published.subscribe(), from, &models).await;
+            return watch::answer(link, send, shared.published.subscribe(), from, &models).await;
         }
         (Ok(()), request) => control(shared, request, link.peer.name.as_str(), Forward::Once).await,
         (Err(error), _) => {
@@ -119,40 +129,40 @@ async fn respond(send: &mut SendStream, response: &ControlResponse) -> Result<()
     Ok(())
 }
 
-/// Whether the bearer of a certificate may ask. That a worker asks for itself alone is checked where its id is known.
-fn permit_request(request: &ControlRequest, peer: &PeerIdentity) -> Result<(), ControlError> {
-    let needed = match request {
-        ControlRequest::Change { change, .. } => match change {
-            Change::ReservePush { .. }
-            | Change::CommitPush { .. }
-            | Change::StartRollout { .. }
-            | Change::Promote { .. }
-            | Change::Abort { .. }
-            | Change::Undo { .. }
-            | Change::SetLabel { .. }
-            | Change::RemoveLabel { .. } => Role::Operator,
-            Change::Join { name, .. } if name.as_str() != peer.name.as_str() => {
-                let needed = format!("worker and the name {name}");
-                return Err(forbidden(needed, peer));
+/// Whether the bearer of a certificate, who greeted as `node`, may ask. A worker joins as itself alone: under the name of its
+/// certificate, and the id that it greeted with. That it drains and reports for itself alone is checked where the state
+/// knows who it is.
+fn permit_request(
+    request: &ControlRequest,
+    peer: &PeerIdentity,
+    greeted: Option<NodeId>,
+) -> Result<(), ControlError> {
+    roles::check(roles::of_control(request), peer)?;
+    match request {
+        ControlRequest::Change { change: Change::Join { name, node, .. }, .. } => {
+            if name.as_str() != peer.name.as_str() {
+                return Err(roles::forbidden(format!("worker and the name {name}"), peer));
             }
-            Change::Join { .. } | Change::Drain { .. } => Role::Worker,
-        },
-        ControlRequest::Heartbeat(_) => Role::Worker,
-        ControlRequest::Query(_) | ControlRequest::Watch { .. } => return Ok(()),
-    };
-    if peer.has_any(&[needed]) { Ok(()) } else { Err(forbidden(needed.to_string(), peer)) }
-}
-
-fn forbidden(needed: String, peer: &PeerIdentity) -> ControlError {
-    ControlError::Forbidden { needed, name: peer.name.to_string(), roles: peer.roles_text() }
+            if greeted != Some(*node) {
+                let needed = format!("worker, over a connection that the node {node} itself made");
+                return Err(roles::forbidden(needed, peer));
+            }
+            Ok(())
+        }
+        ControlRequest::Change { .. }
+        | ControlRequest::Query(_)
+        | ControlRequest::Watch { .. }
+        | ControlRequest::Heartbeat(_) => Ok(()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use roost_protocol::messages::control::{Heartbeat, Query};
+    use roost_protocol::messages::control::{Heartbeat, Query, Watched};
+    use roost_protocol::quic::Role;
     use roost_protocol::ring::Speed;
     use roost_protocol::view::NodeProfile;
-    use roost_protocol::{ClusterName, Epoch, Incarnation, ModelName, NodeId, NodeName, RequestId, Tenant};
+    use roost_protocol::{ClusterName, Epoch, Incarnation, ModelName, NodeName, RequestId, Tenant};
 
     use super::*;
 
@@ -194,6 +204,7 @@ mod tests {
             (Role::Worker, heartbeat.clone(), true),
             (Role::Coordinator, heartbeat, false),
             (Role::Client, ControlRequest::Query(Query::Models), true),
+            (Role::Gateway, ControlRequest::Watch { from: None, models: Watched::All }, true),
         ];
         for (role, request, allowed) in rows {
             let peer = PeerIdentity {
@@ -201,7 +212,13 @@ mod tests {
                 roles: [role].into(),
                 name: Tenant::new("w1").unwrap(),
             };
-            assert_eq!(permit_request(&request, &peer).is_ok(), allowed, "{role} {request:?}");
+            let permitted = |greeted| permit_request(&request, &peer, greeted).is_ok();
+            assert_eq!(permitted(Some(NodeId(1))), allowed, "{role} {request:?}");
+            // Another node with this one's certificate, and somebody who is no node.
+            let as_itself = matches!(request, ControlRequest::Change { change: Change::Join { .. }, .. });
+            for greeted in [Some(NodeId(2)), None] {
+                assert_eq!(permitted(greeted), allowed && !as_itself, "{role} {request:?} {greeted:?}");
+            }
         }
     }
 }

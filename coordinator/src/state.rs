@@ -12,7 +12,7 @@ mod rollout;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use roost_protocol::bundle::FileList;
+use roost_protocol::bundle::{BundleFile, FileList};
 use roost_protocol::limits::VERSIONS_MAX;
 use roost_protocol::manifest::Manifest;
 use roost_protocol::messages::control::{
@@ -118,6 +118,8 @@ pub enum Command {
     Undo {
         /// The model.
         model: ModelName,
+        /// The revision at which the leader looked whether that version has replicas.
+        revision: Revision,
     },
     /// Puts a label on a version.
     SetLabel {
@@ -162,6 +164,8 @@ pub enum Command {
     Exclude {
         /// The worker.
         node: NodeId,
+        /// The log index of the join that this was planned from: a node that joined again meanwhile may load it now.
+        joined: u64,
         /// The version.
         version: ModelVersion,
         /// What the last failure said.
@@ -362,7 +366,7 @@ impl State {
 
     /// What came of a request that was first sent at the epoch `sent`; `None` when it was not carried out yet.
     pub fn outcome(&self, request: &RequestId, sent: Epoch) -> Option<Applied> {
-        match self.outcomes.of(request, sent) {
+        match self.outcomes.of(request, sent, self.epoch()) {
             Ok(applied) => applied.cloned(),
             Err(error) => Some(Applied { epoch: self.epoch(), result: Err(error) }),
         }
@@ -384,9 +388,10 @@ impl State {
         self.bundles.iter().map(|(digest, bundle)| (digest, &bundle.files))
     }
 
-    /// Whether a file belongs to a bundle that is referenced or reserved, so that it may be uploaded.
-    pub fn awaits_file(&self, file: &Digest) -> bool {
-        self.bundles.values().any(|bundle| bundle.files.files().iter().any(|f| f.digest == *file))
+    /// Whether a file belongs, as it is, to a bundle that is referenced or reserved, so that it may be uploaded. Its size
+    /// counts too: it was reserved for so many bytes.
+    pub fn awaits_file(&self, file: &BundleFile) -> bool {
+        self.bundles.values().any(|bundle| bundle.files.files().contains(file))
     }
 
     fn model(&self, model: &ModelName) -> Result<&ModelRecord, CommandError> {

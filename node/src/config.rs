@@ -35,6 +35,40 @@ pub struct ClusterConfig {
     /// Where ONNX Runtime lies.
     #[serde(default)]
     pub onnxruntime: OnnxRuntimeConfig,
+    /// Where coordinators keep bundles.
+    #[serde(default)]
+    pub bundles: BundlesConfig,
+}
+
+/// Where coordinators keep bundles.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BundlesConfig {
+    /// An S3-compatible store. Default: none, and each coordinator keeps bundles in its data folder.
+    pub s3: Option<S3Config>,
+}
+
+/// An S3-compatible store. Each coordinator keeps its own copies there, under `prefix/cluster/node`: a quorum holds a
+/// bundle in the same sense as on disks, and none removes what another counts on.
+///
+/// Credentials come from where S3 clients look: `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or the machine's role.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct S3Config {
+    /// The bucket. It must exist.
+    pub bucket: String,
+    /// `http://` or `https://` and the host, for a store other than Amazon's.
+    pub endpoint: Option<String>,
+    /// The region. Default `us-east-1`, which most other stores take.
+    #[serde(default = "default_region")]
+    pub region: String,
+    /// What all keys begin with. Default: nothing.
+    #[serde(default)]
+    pub prefix: String,
+}
+
+fn default_region() -> String {
+    "us-east-1".to_owned()
 }
 
 /// Where certificates lie.

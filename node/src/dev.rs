@@ -3,21 +3,20 @@
 //! Three nodes, each coordinator and worker, with a CA of their own and data in a folder or a temporary one. They talk over
 //! loopback as they would between machines; nothing is shortened.
 
+mod folder;
 mod showing;
 
-use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use roost_client::certs::{Authority, Validity};
+use futures::future::select_all;
 use roost_client::{Client, ClientConfig, CredentialsSource};
-use roost_protocol::quic::{Credentials, PeerIdentity, Role};
-use roost_protocol::{ClusterName, NodeName, Tenant};
+use roost_protocol::quic::Credentials;
+use roost_protocol::{NodeName, Version};
 
 use crate::config::ClusterConfig;
-use crate::engine::Engine;
+use crate::engine::{self, Engine};
 use crate::environment::production::{OsClock, production};
 use crate::start::{Node, NodeConfig, start};
 use crate::telemetry::{self, TelemetryConfig};
@@ -26,10 +25,12 @@ use crate::telemetry::{self, TelemetryConfig};
 const NODES: [&str; 3] = ["a", "b", "c"];
 /// The cluster's name, as in its certificates.
 const CLUSTER: &str = "dev";
-/// How long its certificates last: longer than anybody keeps a development cluster.
-const CERTIFICATE_DAYS: u32 = 365;
 /// The name of whoever operates it.
 const OPERATOR: &str = "dev";
+/// Ports that each node listens on: of its worker, and of its coordinator.
+const PORTS_PER_NODE: u16 = 2;
+/// The last port that can be the first one of the cluster.
+pub const PORT_MAX: u16 = u16::MAX - (PORTS_PER_NODE * NODES.len() as u16 - 1);
 
 /// What `roost-node dev` was told.
 #[derive(Debug, Clone)]
@@ -38,8 +39,9 @@ pub struct DevOptions {
     pub data: Option<PathBuf>,
     /// A folder with `v1`, `v2` and the held-out images.
     pub models: PathBuf,
-    /// The first of the ports that the nodes listen on.
-    pub port: u16,
+    /// The first of the ports that the nodes listen on, at most [`PORT_MAX`]. Without it, 7400, or the one that the cluster
+    /// in the folder has.
+    pub port: Option<u16>,
     /// Whether to end after the showing.
     pub demo: bool,
 }
@@ -61,16 +63,13 @@ pub fn main(options: DevOptions) -> anyhow::Result<()> {
     };
     let folder = options.data.clone().or_else(|| temporary.as_ref().map(|t| t.path().to_owned()));
     let folder = folder.context("no data folder")?;
-    let engines = crate::process::engines(None);
-    anyhow::ensure!(
-        !engines.is_empty(),
-        "no engine: `./deploy/fetch-onnxruntime.sh` gets ONNX Runtime into deploy/onnxruntime"
-    );
+    let (engines, missing) = crate::process::engines(None);
+    anyhow::ensure!(!engines.is_empty(), "there is no engine: {}", engine::why_none(&missing));
     runtime.block_on(run(&options, &folder, engines))
 }
 
 async fn run(options: &DevOptions, folder: &Path, engines: Vec<Arc<dyn Engine>>) -> anyhow::Result<()> {
-    write_cluster(folder, options.port).context("cannot write the cluster's files")?;
+    folder::write(folder, options.port).context("cannot write the cluster's files")?;
     let cluster = Arc::new(ClusterConfig::read(&folder.join("cluster.toml"))?);
     println!(
         "▸ starts three nodes in this process, each coordinator and worker, data in {}",
@@ -81,10 +80,14 @@ async fn run(options: &DevOptions, folder: &Path, engines: Vec<Arc<dyn Engine>>)
         nodes.push(start_node(&cluster, folder, name, engines.clone()).await?);
     }
     let client = connect(&cluster, folder).await?;
-    showing::show(&client, &options.models).await?;
+    let second = showing::show(&client, &options.models).await?;
     if !options.demo {
-        println!("\n{}", what_to_try(folder, &options.models));
-        tokio::signal::ctrl_c().await?;
+        println!("\n{}", what_to_try(folder, &options.models, second));
+        let ended = nodes.iter_mut().map(|node| Box::pin(node.ended()));
+        tokio::select! {
+            pressed = tokio::signal::ctrl_c() => pressed?,
+            _ = select_all(ended) => anyhow::bail!("a node has died; its log is above"),
+        }
         println!("stops");
     }
     drop(client);
@@ -127,57 +130,7 @@ fn credentials(folder: &Path, name: &str) -> anyhow::Result<Credentials> {
     Ok(Credentials::from_pem(&ca, &certificate, &read(format!("{name}.key"))?, Arc::new(OsClock))?)
 }
 
-/// Writes the CA, the certificates, the cluster config and a profile for `roost`, unless they are there from before.
-fn write_cluster(folder: &Path, port: u16) -> anyhow::Result<()> {
-    let certs = folder.join("certs");
-    if certs.join("ca.pem").exists() {
-        return Ok(());
-    }
-    std::fs::create_dir_all(&certs)?;
-    let validity = Validity::days(&OsClock, CERTIFICATE_DAYS);
-    let authority = Authority::create(ClusterName::new(CLUSTER)?, validity)?;
-    let issue = |name: &str, roles: &[Role]| -> anyhow::Result<()> {
-        let roles: BTreeSet<Role> = roles.iter().copied().collect();
-        let identity = PeerIdentity { cluster: ClusterName::new(CLUSTER)?, roles, name: Tenant::new(name)? };
-        let issued = authority.issue(&identity, validity, &[])?;
-        std::fs::write(certs.join(format!("{name}.pem")), issued.certificate)?;
-        std::fs::write(certs.join(format!("{name}.key")), issued.key)?;
-        Ok(())
-    };
-    for name in NODES {
-        issue(name, &[Role::Coordinator, Role::Worker])?;
-    }
-    issue(OPERATOR, &[Role::Operator, Role::Client])?;
-    std::fs::write(folder.join("cluster.toml"), cluster_toml(port))?;
-    std::fs::write(folder.join("roost.toml"), profile_toml(port))?;
-    // Last, because it is what says that all is there.
-    std::fs::write(certs.join("ca.pem"), authority.pem().certificate)?;
-    Ok(())
-}
-
-fn cluster_toml(port: u16) -> String {
-    let mut text = format!("cluster = \"{CLUSTER}\"\n");
-    for (i, name) in NODES.iter().enumerate() {
-        let (worker, coordinator) = (port + 2 * i as u16, port + 2 * i as u16 + 1);
-        // Writing to a string does not fail.
-        let _ = write!(
-            text,
-            "\n[[node]]\nname = \"{name}\"\nroles = [\"coordinator\", \"worker\"]\naddress = \"127.0.0.1:{worker}\"\n\
-             coordinator_address = \"127.0.0.1:{coordinator}\"\nzone = \"zone-{name}\"\n"
-        );
-    }
-    text
-}
-
-fn profile_toml(port: u16) -> String {
-    let nodes: Vec<_> = (0..NODES.len() as u16).map(|i| format!("\"127.0.0.1:{}\"", port + 2 * i)).collect();
-    format!(
-        "nodes = [{}]\nca = \"certs/ca.pem\"\ncertificate = \"certs/{OPERATOR}.pem\"\nkey = \"certs/{OPERATOR}.key\"\n",
-        nodes.join(", ")
-    )
-}
-
-fn what_to_try(folder: &Path, models: &Path) -> String {
+fn what_to_try(folder: &Path, models: &Path, second: Version) -> String {
     let (folder, models) = (folder.display(), models.display());
     format!(
         "The cluster keeps serving; Ctrl-C ends it. In another terminal, try:\n\
@@ -187,7 +140,7 @@ fn what_to_try(folder: &Path, models: &Path) -> String {
          \x20 roost versions digits\n\
          \x20 roost infer digits --key user-42 --input image={models}/heldout_images.npy --rows 0..4\n\
          \x20 roost rollout undo digits\n\
-         \x20 roost rollout start digits@2 --steps 50%\n\
+         \x20 roost rollout start digits@{second} --steps 50%\n\
          \x20 roost rollout promote digits\n\
          \x20 roost rollout history digits"
     )

@@ -137,6 +137,24 @@ fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| format!("\n  {}", path.display())).collect()
 }
 
+/// An engine that this machine does not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// Which.
+    pub engine: EngineChoice,
+    /// Why not, and how to get it.
+    pub reason: String,
+}
+
+/// Why a machine has no engine at all.
+pub fn why_none(missing: &[Missing]) -> String {
+    if missing.is_empty() {
+        return "none was given to it".to_owned();
+    }
+    let reasons: Vec<_> = missing.iter().map(|missing| missing.reason.as_str()).collect();
+    reasons.join("; ")
+}
+
 /// Loads bundles.
 pub trait Engine: Send + Sync + 'static {
     /// Which engine this is; never [`EngineChoice::Auto`].

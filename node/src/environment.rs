@@ -14,7 +14,7 @@ use futures::future::BoxFuture;
 use object_store::ObjectStore;
 use roost_protocol::quic::{Network, WallClock};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Missing};
 
 /// What a node takes from outside.
 #[derive(Clone)]
@@ -23,6 +23,8 @@ pub struct Environment {
     pub network: Arc<dyn Network>,
     /// The data folder.
     pub files: Arc<dyn Files>,
+    /// Where the coordinator keeps bundles; in the data folder when there is none.
+    pub bundles: Option<Arc<dyn ObjectStore>>,
     /// Wall-clock time. Timers are tokio's.
     pub clock: Arc<dyn WallClock>,
     /// Randomness.
@@ -33,6 +35,8 @@ pub struct Environment {
     pub runtimes: Arc<dyn Runtimes>,
     /// The engines, in the order in which `auto` tries them.
     pub engines: Vec<Arc<dyn Engine>>,
+    /// The engines that are not among them, for whoever asks why.
+    pub engines_missing: Vec<Missing>,
     /// What the machine is.
     pub machine: Machine,
 }

@@ -36,9 +36,9 @@ enum Command {
         /// The models to push: a folder with one folder per version, and the held-out images.
         #[arg(long, value_name = "FOLDER", default_value = "deploy/models/digits")]
         models: PathBuf,
-        /// The first of the ports that the nodes listen on.
-        #[arg(long, default_value_t = 7400)]
-        port: u16,
+        /// The first of the six ports that the nodes listen on. Default: 7400, or that of the cluster in the folder.
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(roost_node::dev::PORT_MAX)))]
+        port: Option<u16>,
         /// Ends after the showing.
         #[arg(long)]
         demo: bool,
@@ -63,8 +63,16 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("roost-node: {error:#}");
+            eprintln!("roost-node: {}", told_once(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, without those that the text ahead of them tells already: many errors print their source.
+fn told_once(error: &anyhow::Error) -> String {
+    error.chain().skip(1).fold(error.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
+    })
 }

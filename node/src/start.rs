@@ -3,32 +3,33 @@
 //! `main`, `dev` and the simulator all call [`start`]. Each role runs on a runtime of its own with its own endpoint, so
 //! that inference never delays Raft; roles meet only in messages, also within one process.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use roost_client::control::Control;
-use roost_client::follow::{Follower, Sources};
-use roost_protocol::frame::Kind;
-use roost_protocol::messages::control::{Change, ControlRequest, ControlResponse, WatchUpdate, Watched};
-use roost_protocol::quic::bundles::BundleStore;
 use roost_protocol::quic::endpoint::EndpointError;
-use roost_protocol::quic::stream::{finish, read_message, write_message};
-use roost_protocol::quic::{Accepted, Credentials, Dialler, Endpoint, Links, Service, watch as view_watch};
-use roost_protocol::view::{NodeProfile, NodeState, Published};
-use roost_protocol::{ControlError, NodeId, NodeName};
+use roost_protocol::quic::{Accepted, Credentials, Dialler, Endpoint, Service};
+use roost_protocol::view::{NodeProfile, Published};
+use roost_protocol::{NodeId, NodeName};
 use tokio::sync::{oneshot, watch};
 
 use crate::config::{ClusterConfig, ConfigError, ConfigRole, NodeEntry};
 use crate::environment::{Environment, RoleHandle};
 use crate::identity::{Identity, IdentityError};
-use crate::membership::{self, Introduction};
-use crate::worker::Worker;
+use crate::worker::WorkerConfig;
 
 #[cfg(feature = "coordinator")]
 mod coordinator;
+mod tasks;
+mod worker;
 
-/// How long a role's own farewell may take before its runtime is dropped anyway.
-const FAREWELL: Duration = Duration::from_secs(40);
+/// How long a coordinator's farewell may take before its runtime is dropped anyway: its leadership is offered to each of
+/// the other voters in turn.
+#[cfg(feature = "coordinator")]
+const COORDINATOR_FAREWELL: Duration = Duration::from_secs(40);
+/// What a worker's farewell may take beside `drain_ms_max`: what is in flight gets 5 s, connections are closed.
+const WORKER_FAREWELL_MARGIN: Duration = Duration::from_secs(10);
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +97,23 @@ struct RunningRole {
     name: &'static str,
     stop: Option<oneshot::Sender<()>>,
     handle: Box<dyn RoleHandle>,
+    /// How long its farewell may take.
+    farewell: Duration,
+    /// How it ended, once it has.
+    end: Option<RoleEnd>,
+    /// Tells how it ended. Nothing comes when the role's task itself died.
+    ended: oneshot::Receiver<RoleEnd>,
+}
+
+/// How a role ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RoleEnd {
+    /// It was asked to.
+    Stopped,
+    /// Something in it died. A fresh start mends it.
+    Died(String),
+    /// It gave up for a reason that a fresh start would only meet again, such as a disk that failed.
+    GaveUp(String),
 }
 
 /// What the roles of one node share.
@@ -119,12 +137,14 @@ pub async fn start(config: NodeConfig, environment: Environment) -> Result<Node,
     let mut node = Node { name: context.config.name.clone(), identity, roles: Vec::new() };
     if context.entry.is(ConfigRole::Coordinator) {
         #[cfg(feature = "coordinator")]
-        node.roles.push(start_role("coordinator", context.clone(), coordinator::run).await?);
+        node.roles
+            .push(start_role("coordinator", COORDINATOR_FAREWELL, context.clone(), coordinator::run).await?);
         #[cfg(not(feature = "coordinator"))]
         return Err(StartError::NoCoordinator(node.name.clone()));
     }
     if context.entry.is(ConfigRole::Worker) {
-        node.roles.push(start_role("worker", context.clone(), run_worker).await?);
+        let farewell = worker_farewell(&context.config.cluster.worker);
+        node.roles.push(start_role("worker", farewell, context.clone(), worker::run).await?);
     }
     Ok(node)
 }
@@ -140,14 +160,28 @@ impl Node {
         self.identity.node()
     }
 
-    /// Waits until every role has ended by itself, which none does unless it failed.
+    /// Waits until the node cannot go on: a role has died, or all have ended. Whoever waits then says farewell for the
+    /// others by [`Node::stop`], and has the process started again: a node of which a part is dead must not look well.
+    ///
+    /// A role that gave up is no such reason while another lives. A coordinator does so when its disk fails, which a fresh
+    /// start does not mend: the node would not start at all, and inference outlives its coordinators (design §1). The log
+    /// says it, and `roost cluster status` shows the coordinator as silent.
+    ///
+    /// Safe to drop half-way.
     pub async fn ended(&mut self) {
-        for role in &mut self.roles {
-            role.handle.ended().await;
-        }
+        std::future::poll_fn(|context| {
+            self.roles.iter_mut().for_each(|role| role.poll_end(context));
+            if is_over(self.roles.iter().map(|role| role.end.as_ref())) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 
-    /// Empties the worker, hands leadership over, and stops. What is still running after 40 s is dropped.
+    /// Empties the worker, hands leadership over, and stops. A role that takes longer than its farewell may is dropped: a
+    /// worker's follows from `drain_ms_max`.
     pub async fn stop(mut self) {
         // The worker first: to be emptied it needs a coordinator, perhaps this one.
         for role in self.roles.iter_mut().rev() {
@@ -155,11 +189,41 @@ impl Node {
                 // It may have ended already.
                 let _ = stop.send(());
             }
-            if tokio::time::timeout(FAREWELL, role.handle.ended()).await.is_err() {
+            if tokio::time::timeout(role.farewell, role.handle.ended()).await.is_err() {
                 tracing::warn!(role = role.name, "did not end in time");
             }
         }
     }
+}
+
+impl RunningRole {
+    fn poll_end(&mut self, context: &mut std::task::Context<'_>) {
+        if self.end.is_some() {
+            return;
+        }
+        let Poll::Ready(end) = Pin::new(&mut self.ended).poll(context) else { return };
+        let end = end.unwrap_or_else(|_| RoleEnd::Died("its task died".to_owned()));
+        match &end {
+            RoleEnd::Stopped => tracing::info!(role = self.name, "has stopped"),
+            RoleEnd::Died(why) => tracing::error!(role = self.name, why, "has died"),
+            RoleEnd::GaveUp(why) => tracing::error!(role = self.name, why, "has given up"),
+        }
+        self.end = Some(end);
+    }
+}
+
+/// Whether a node is over whose roles have ended so far.
+fn is_over<'a>(mut ends: impl Iterator<Item = Option<&'a RoleEnd>> + Clone) -> bool {
+    let died = |end: Option<&RoleEnd>| match end {
+        Some(RoleEnd::Died(_)) => true,
+        Some(RoleEnd::Stopped | RoleEnd::GaveUp(_)) | None => false,
+    };
+    ends.clone().any(died) || ends.all(|end| end.is_some())
+}
+
+/// How long a worker's farewell may take.
+fn worker_farewell(config: &WorkerConfig) -> Duration {
+    Duration::from_millis(config.drain_ms_max).saturating_add(WORKER_FAREWELL_MARGIN)
 }
 
 fn check_certificate(config: &NodeConfig, entry: &NodeEntry) -> Result<(), StartError> {
@@ -186,18 +250,24 @@ pub(crate) type Stop = oneshot::Receiver<()>;
 
 async fn start_role<F>(
     name: &'static str,
+    farewell: Duration,
     context: Arc<Context>,
     run: impl FnOnce(Arc<Context>, Started, Stop) -> F,
 ) -> Result<RunningRole, StartError>
 where
-    F: Future<Output = ()> + Send + 'static,
+    F: Future<Output = RoleEnd> + Send + 'static,
 {
     let (started, has_started) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();
-    let task = Box::pin(run(context.clone(), started, stopped));
+    let (tell, ended) = oneshot::channel();
+    let role = run(context.clone(), started, stopped);
+    let task = Box::pin(async move {
+        // The node may have been dropped.
+        let _ = tell.send(role.await);
+    });
     let handle = context.environment.runtimes.start(name, task);
     has_started.await.unwrap_or(Err(StartError::RoleEnded(name)))?;
-    Ok(RunningRole { name, stop: Some(stop), handle })
+    Ok(RunningRole { name, stop: Some(stop), handle, farewell, end: None, ended })
 }
 
 impl Context {
@@ -265,7 +335,7 @@ where
     }
 }
 
-/// Keeps the cluster that the first view names, so that the node will greet no other.
+/// Keeps the cluster that the first view names, so that the node will greet no other. Goes on for ever, with nothing to do.
 pub(crate) async fn learn_cluster(identity: Identity, mut published: watch::Receiver<Published>) {
     let known = published.wait_for(|published| published.view.is_some()).await;
     let cluster = known.ok().and_then(|published| published.view.as_ref().map(|view| view.cluster));
@@ -274,143 +344,30 @@ pub(crate) async fn learn_cluster(identity: Identity, mut published: watch::Rece
     {
         tracing::error!(%error, "the cluster's identity was not kept");
     }
+    std::future::pending().await
 }
 
-async fn run_worker(context: Arc<Context>, started: Started, stop: Stop) {
-    match WorkerRole::start(&context).await {
-        Ok(role) => {
-            // The starter may have given up.
-            let _ = started.send(Ok(()));
-            let _ = stop.await;
-            role.stop().await;
-        }
-        Err(error) => {
-            let _ = started.send(Err(error));
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The worker role of a node.
-struct WorkerRole {
-    worker: Worker,
-    control: Control,
-    node: NodeId,
-    endpoint: Endpoint,
-    follower: Follower,
-    tasks: tokio::task::JoinSet<()>,
-    drain: Duration,
-}
-
-impl WorkerRole {
-    async fn start(context: &Context) -> Result<Self, StartError> {
-        let environment = &context.environment;
-        let name = context.config.name.clone();
-        let address = context.entry.address.clone().ok_or(StartError::RoleEnded("worker"))?;
-        if environment.engines.is_empty() {
-            let why = "no engine was found or built in".to_owned();
-            return Err(StartError::NoEngine(name, why));
-        }
-        let (endpoint, dialler) = context.endpoint(&address, &[Service::Infer, Service::Control]).await?;
-        let (node, identity) = (context.identity.node(), context.identity.clone());
-        let seeds = context.seeds();
-        let (entropy, all) = (&environment.entropy, Watched::All);
-        let follower =
-            Follower::start(dialler.clone(), seeds.clone(), all, Sources::Coordinators, entropy.seed());
-        let published = follower.published();
-        let control = Control::new(dialler.clone(), published.clone(), seeds, entropy.seed());
-        let store = BundleStore::new(environment.files.bundles("cache")?);
-        let links = Links::new(dialler, Service::Bundle);
-        let settings = context.config.cluster.worker.clone();
-        let drain = Duration::from_millis(settings.drain_ms_max);
-        let worker = Worker::start(settings, node, environment, store, links, published.clone()).await;
-        let introduction = Introduction { node, name, address, profile: context.profile()? };
-        let mut tasks = tokio::task::JoinSet::new();
-        // A coordinator knows its cluster first hand; what a worker beside it was told must not get ahead of that.
-        if !context.entry.is(ConfigRole::Coordinator) {
-            tasks.spawn(learn_cluster(identity.clone(), published.clone()));
-        }
-        tasks.spawn(membership::stay_joined(control.clone(), published.clone(), introduction));
-        let (handle, reports) = (worker.handle(), worker.reports());
-        let counted = handle.clone();
-        let statistics = move || counted.statistics();
-        tasks.spawn(membership::report(control.clone(), node, identity.incarnation(), reports, statistics));
-        let serve = move |accepted: Accepted| {
-            let (handle, published) = (handle.clone(), published.clone());
-            async move {
-                match accepted.service {
-                    Service::Infer => handle.serve(accepted.link).await,
-                    // The endpoint offers no other.
-                    Service::Control | Service::Raft | Service::Bundle => {
-                        serve_view(accepted, published).await
-                    }
-                }
-            }
-        };
-        tasks.spawn(accept(endpoint.clone(), identity, serve));
-        Ok(Self { worker, control, node, endpoint, follower, tasks, drain })
+    #[test]
+    fn a_node_is_over_when_a_role_died_or_all_have_ended() {
+        let (died, gave_up) = (RoleEnd::Died("panic".to_owned()), RoleEnd::GaveUp("disk".to_owned()));
+        let over = |ends: &[Option<&RoleEnd>]| is_over(ends.iter().copied());
+        assert!(!over(&[None, None]));
+        assert!(over(&[None, Some(&died)]), "a dead worker beside a coordinator that lives");
+        assert!(!over(&[Some(&gave_up), None]), "a worker goes on beside a coordinator without a disk");
+        assert!(over(&[Some(&gave_up)]));
+        assert!(over(&[Some(&gave_up), Some(&RoleEnd::Stopped)]));
     }
 
-    /// Has other nodes take over what this one serves, then stops (design §6).
-    async fn stop(mut self) {
-        if tokio::time::timeout(self.drain, self.empty()).await.is_err() {
-            tracing::warn!(node = %self.node, "stops with versions that no other node took over in time");
-        }
-        self.worker.stop().await;
-        self.tasks.shutdown().await;
-        self.endpoint.close().await;
-        drop(self.follower);
-    }
-
-    async fn empty(&self) {
-        if let Err(error) = self.control.change(Change::Drain { node: self.node, draining: true }).await {
-            tracing::warn!(%error, "stops without being emptied");
-            return;
-        }
-        let mut published = self.follower.published();
-        let draining = |published: &Published| {
-            let node = published.view.as_ref().and_then(|view| view.nodes.get(&self.node));
-            node.is_none_or(|node| node.state != NodeState::Active)
-        };
-        if published.wait_for(draining).await.is_err() {
-            return;
-        }
-        let mut reports = self.worker.reports();
-        // The channel ends only with the worker, which this role owns.
-        let _ = reports.wait_for(|reports| reports.iter().all(|report| !report.stage.serves())).await;
-    }
-}
-
-/// Serves the view to clients, who need no coordinator to route. Everything else of the control service is a
-/// coordinator's.
-async fn serve_view(accepted: Accepted, published: watch::Receiver<Published>) {
-    while let Ok((mut send, mut recv)) = accepted.link.accept().await {
-        let published = published.clone();
-        tokio::spawn(async move {
-            let served = match read_message(&mut recv, Kind::ControlRequest).await {
-                Ok(ControlRequest::Watch { from, models }) => {
-                    view_watch::serve(&mut send, published, from, &models).await
-                }
-                Ok(
-                    ControlRequest::Change { .. } | ControlRequest::Query(_) | ControlRequest::Heartbeat(_),
-                ) => {
-                    let view = published.borrow().view.clone();
-                    let known = view.iter().flat_map(|view| view.coordinators.values());
-                    let coordinators = known.map(|coordinator| coordinator.address.clone()).collect();
-                    let refusal = ControlResponse::Failed(ControlError::NotCoordinator { coordinators });
-                    let written = write_message(&mut send, Kind::ControlResponse, &refusal).await;
-                    finish(&mut send);
-                    written
-                }
-                Err(error) => {
-                    let refusal = WatchUpdate::Failed(error.into_control("this node"));
-                    let written = write_message(&mut send, Kind::WatchUpdate, &refusal).await;
-                    finish(&mut send);
-                    written
-                }
-            };
-            if let Err(error) = served {
-                tracing::debug!(%error, "a watch ended");
-            }
-        });
+    #[test]
+    fn a_workers_farewell_outlasts_its_drain() {
+        let farewell =
+            |drain_ms_max| worker_farewell(&WorkerConfig { drain_ms_max, ..WorkerConfig::default() });
+        assert_eq!(farewell(0), WORKER_FAREWELL_MARGIN);
+        assert_eq!(farewell(600_000), Duration::from_secs(610));
+        assert!(farewell(u64::MAX) > Duration::from_millis(u64::MAX));
     }
 }

@@ -1,7 +1,7 @@
 //! Spans and logs: text on standard error, and OTLP over HTTP where the config names a collector.
 //!
 //! [`init`] is for `main` alone, because a subscriber is global to the process; everything else only makes
-//! spans. [`adopt`] and [`current`] carry the W3C context between a request's header and its span.
+//! spans. [`adopt`] takes the W3C context from a request's header into its span; the client puts it there.
 
 #[cfg(feature = "otlp")]
 mod otlp;
@@ -117,17 +117,6 @@ pub fn adopt(span: &Span, trace: Option<TraceContext>) {
     let _ = (span, trace);
 }
 
-/// The context that names this span as the parent; `None` when spans are not exported.
-pub fn current(span: &Span) -> Option<TraceContext> {
-    #[cfg(feature = "otlp")]
-    return otlp::current(span);
-    #[cfg(not(feature = "otlp"))]
-    {
-        let _ = span;
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +146,7 @@ mod tests {
         check("info", Some("localhost:4318"), endpoint);
     }
 
+    #[cfg(feature = "otlp")]
     #[test]
     fn without_export_a_span_has_no_context() {
         let trace = TraceContext { trace_id: [1; 16], parent_id: [2; 8], flags: 1 };
@@ -164,7 +154,7 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             let span = tracing::info_span!("infer");
             adopt(&span, Some(trace));
-            assert_eq!(current(&span), None);
+            assert_eq!(roost_client::trace::of(&span), None);
         });
     }
 }

@@ -3,8 +3,7 @@
 //! The pure core, each file a decision:
 //! - [`admission`]: how much the node takes on; [`check`]: whether a request fits its version; [`plan`]: what a version asks
 //!   of requests; [`batcher`]: what runs together; [`rows`]: how rows are joined and parted.
-//! - [`lifecycle`]: the life of a hosted version; [`desired`]: which versions to host; [`cache`]: which bundles to keep;
-//!   [`back_off`]: how long to wait.
+//! - [`lifecycle`]: the life of a hosted version; [`desired`]: which versions to host; [`cache`]: which bundles to keep.
 //!
 //! The shell, which carries out:
 //! - [`supervisor`]: an actor that follows the view; [`hosted`]: an actor per version; [`executor`] and [`scatter`]: what
@@ -19,11 +18,10 @@
 //! ```
 
 mod admission;
-mod back_off;
 mod batcher;
 mod cache;
 mod check;
-mod desired;
+pub(crate) mod desired;
 mod executor;
 mod handle;
 mod hosted;
@@ -173,8 +171,20 @@ impl Worker {
             tokio::time::sleep(QUIET_CHECK).await;
         }
         drop(stop);
-        if let Err(error) = task.await {
+        // What was waited for to its end must not be waited for again.
+        if !task.is_finished()
+            && let Err(error) = task.await
+        {
             tracing::error!(%error, "the worker did not end well");
+        }
+    }
+
+    /// Completes when the worker has died, which it never should. Safe to drop half-way.
+    pub async fn ended(&mut self) {
+        if !self.task.is_finished()
+            && let Err(error) = (&mut self.task).await
+        {
+            tracing::error!(%error, "the worker died");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What two parties of a Roost cluster must agree on. Pure but for [`quic`]: no clock, no randomness.
+//! What two parties of a Roost cluster must agree on. Pure but for [`store`] and [`quic`]: no clock, no
+//! randomness.
 //!
 //! In reading order:
 //! - [`ids`]: names and numbers that identify things; [`limits`]: every shared bound.
@@ -7,6 +8,7 @@
 //!   that route by it, which everyone must compute alike.
 //! - [`error`]: the errors that travel; [`trace`]: the W3C trace context.
 //! - [`frame`] and [`messages`]: the bytes on the wire.
+//! - [`store`]: bundles in an object store that is given.
 //! - [`quic`]: endpoints, certificates, streams and the transfer of bundles, over sockets that are given.
 
 pub mod bundle;
@@ -19,6 +21,7 @@ pub mod messages;
 pub mod placement;
 pub mod quic;
 pub mod ring;
+pub mod store;
 pub mod tensor;
 pub mod trace;
 pub mod traffic;

@@ -58,7 +58,7 @@ pub const NODES_MAX: usize = 4096;
 /// Models of one cluster.
 pub const MODELS_MAX: usize = 4096;
 
-/// Versions kept of one model. Older ones are collected first.
+/// Versions kept of one model; a push beyond them is refused.
 pub const VERSIONS_MAX: usize = 1024;
 
 /// Entries of one model's rollout history; the oldest fall out.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{MANIFEST_BYTES_MAX, REPLICAS_MAX, REQUEST_ROWS_MAX};
+use crate::limits::{MANIFEST_BYTES_MAX, REPLICAS_MAX, REQUEST_ROWS_MAX, TENSOR_RANK_MAX};
 
 /// What `model.toml` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -231,6 +231,26 @@ pub enum ManifestError {
         /// The most that it may be.
         max: u64,
     },
+    /// A number that computing with makes no sense.
+    #[error("model.toml: {key} is {value}, it must be {expected}")]
+    Number {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it must be.
+        expected: &'static str,
+    },
+    /// An axis that no tensor has.
+    #[error(
+        "model.toml: batch_axes.{name} is {axis}, a tensor has at most {TENSOR_RANK_MAX} axes, counted from 0"
+    )]
+    Axis {
+        /// The input or output.
+        name: String,
+        /// The axis.
+        axis: u8,
+    },
     /// `[image]` names channels, means and deviations that do not match in number.
     #[error("model.toml: [image] has {channels} channels, but {means} means and {stds} deviations")]
     Channels {
@@ -260,7 +280,7 @@ impl Manifest {
     /// Checks the ranges, for a manifest that came in a message.
     ///
     /// # Errors
-    /// [`ManifestError::Range`] or [`ManifestError::Channels`].
+    /// [`ManifestError`] when a value is out of range.
     pub fn check(&self) -> Result<(), ManifestError> {
         let max = u64::from(REQUEST_ROWS_MAX);
         let in_range = |key, value: u32| {
@@ -274,6 +294,17 @@ impl Manifest {
         in_range("batch_rows_max", self.batch_rows_max)?;
         in_range("limits.rows_max", self.limits.rows_max)?;
         self.warm_up_rows.iter().try_for_each(|rows| in_range("warm_up_rows", *rows))?;
+        for (key, value) in
+            [("tolerance.absolute", self.tolerance.absolute), ("tolerance.relative", self.tolerance.relative)]
+        {
+            // A comparison with NaN is never true: everything would be within it, or nothing.
+            number(key, value, value.is_finite() && value >= 0.0, "0 or more")?;
+        }
+        if let Some((name, axis)) =
+            self.batch_axes.iter().find(|(_, axis)| usize::from(**axis) >= TENSOR_RANK_MAX)
+        {
+            return Err(ManifestError::Axis { name: name.clone(), axis: *axis });
+        }
         if let Some(image) = &self.image {
             let (channels, means, stds) = (image.channels.count(), image.mean.len(), image.std.len());
             if means != channels || stds != channels {
@@ -281,9 +312,26 @@ impl Manifest {
             }
             in_range("image.width", image.width)?;
             in_range("image.height", image.height)?;
+            image.check_numbers()?;
         }
         Ok(())
     }
+}
+
+impl ImageInput {
+    fn check_numbers(&self) -> Result<(), ManifestError> {
+        let finite = |key, value: f32| number(key, value.into(), value.is_finite(), "a finite number");
+        finite("image.scale", self.scale)?;
+        self.mean.iter().try_for_each(|mean| finite("image.mean", *mean))?;
+        self.std.iter().try_for_each(|std| {
+            let divides = std.is_finite() && *std != 0.0;
+            number("image.std", (*std).into(), divides, "a finite number other than 0")
+        })
+    }
+}
+
+fn number(key: &'static str, value: f64, fits: bool, expected: &'static str) -> Result<(), ManifestError> {
+    if fits { Ok(()) } else { Err(ManifestError::Number { key, value, expected }) }
 }
 
 #[cfg(test)]
@@ -312,6 +360,29 @@ mod tests {
             ["replica = 2", "replicas = 0", "replicas = \"some\"", "batch_rows_max = 0", "engine = \"x\""]
         {
             Manifest::parse(text).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn numbers_that_nothing_can_be_computed_with_are_refused() {
+        let image = |numbers: &str| {
+            format!("[image]\ninput = \"x\"\nwidth = 8\nheight = 8\nchannels = \"gray\"\n{numbers}")
+        };
+        Manifest::parse(&image("scale = 1.0\nmean = [0.0]\nstd = [-1.0]\n")).unwrap();
+        Manifest::parse("[tolerance]\nabsolute = 0.0\nrelative = 0.0\n[batch_axes]\nx = 7\n").unwrap();
+        let rows = [
+            (image("scale = 1.0\nmean = [0.0]\nstd = [0.0]\n"), "image.std is 0,"),
+            (image("scale = 1.0\nmean = [0.0]\nstd = [nan]\n"), "image.std is NaN,"),
+            (image("scale = 1.0\nmean = [inf]\nstd = [1.0]\n"), "image.mean is inf,"),
+            (image("scale = nan\nmean = [0.0]\nstd = [1.0]\n"), "image.scale is NaN,"),
+            ("[tolerance]\nabsolute = nan\nrelative = 0.0\n".to_owned(), "tolerance.absolute is NaN,"),
+            ("[tolerance]\nabsolute = 0.0\nrelative = -1e-3\n".to_owned(), "tolerance.relative is -0.001,"),
+            ("[tolerance]\nabsolute = inf\nrelative = 0.0\n".to_owned(), "tolerance.absolute is inf,"),
+            ("[batch_axes]\nx = 8\n".to_owned(), "batch_axes.x is 8,"),
+        ];
+        for (text, expected) in rows {
+            let error = Manifest::parse(&text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
         }
     }
 }

@@ -12,10 +12,11 @@ use crate::view::{HostedVersion, Node, NodeState, SoftState, Stage, View};
 /// The eligible nodes for a version in order of preference: the walk of the ring from the version's place, with the first
 /// node of each zone moved ahead until the replicas are found.
 pub fn preference(view: &View, ring: &Ring, model: &ModelName, version: Version) -> Vec<NodeId> {
-    let Some(hosted) = view.models.get(model).and_then(|m| m.versions.get(&version)) else {
-        return Vec::new();
+    let Some(hosted) = hosted(view, model, version) else { return Vec::new() };
+    let eligible = |id: &NodeId| {
+        let node = view.nodes.get(id).filter(|node| node.state == NodeState::Active);
+        node.is_some_and(|node| could_host(*id, node, hosted))
     };
-    let eligible = |id: &NodeId| view.nodes.get(id).is_some_and(|node| is_eligible(*id, node, hosted));
     let walk: Vec<NodeId> = ring.walk(version_place(model, version)).filter(eligible).collect();
     let wanted = replicas_wanted(hosted.manifest.replicas, walk.len());
     spread_over_zones(view, walk, wanted)
@@ -24,7 +25,7 @@ pub fn preference(view: &View, ring: &Ring, model: &ModelName, version: Version)
 /// The owners of a version: the first `replicas` of [`preference`].
 pub fn owners(view: &View, ring: &Ring, model: &ModelName, version: Version) -> Vec<NodeId> {
     let mut nodes = preference(view, ring, model, version);
-    let replicas = view.models.get(model).and_then(|m| m.versions.get(&version)).map(|v| v.manifest.replicas);
+    let replicas = hosted(view, model, version).map(|hosted| hosted.manifest.replicas);
     nodes.truncate(replicas.map_or(0, |replicas| replicas_wanted(replicas, nodes.len())));
     nodes
 }
@@ -32,7 +33,7 @@ pub fn owners(view: &View, ring: &Ring, model: &ModelName, version: Version) -> 
 /// The nodes that may be sent requests for a version now: the first `replicas` that serve it, owners ahead of ex-owners
 /// that have not drained yet.
 ///
-/// A node that is not [`NodeState::Active`] is off the ring, but while it still reports the version ready it can answer:
+/// A node that is not [`NodeState::Active`] owns nothing, but while it still reports the version ready it can answer:
 /// make before break.
 pub fn candidates(
     view: &View,
@@ -48,7 +49,8 @@ pub fn candidates(
 /// that they cannot.
 ///
 /// Soft state ages when no leader lives, and one that was never received says nothing at all. Unknown is not "not ready",
-/// so the owners are asked; one that does not serve the version says so at once.
+/// so the owners are asked; one that does not serve the version says so at once. Where no node is left that may own it,
+/// those that are out are asked: it may be the coordinators that are cut off.
 pub fn hopefuls(
     view: &View,
     ring: &Ring,
@@ -56,9 +58,21 @@ pub fn hopefuls(
     model: &ModelName,
     version: Version,
 ) -> Vec<NodeId> {
-    first_replicas(view, ring, model, version, |node| {
+    let is_hopeful = |node: NodeId| {
         !matches!(soft.stage(node, model, version), Some(Stage::Failed { .. } | Stage::Unloaded))
-    })
+    };
+    let hoped = first_replicas(view, ring, model, version, is_hopeful);
+    if !hoped.is_empty() {
+        return hoped;
+    }
+    let Some(hosted) = hosted(view, model, version) else { return hoped };
+    let out = |id: &NodeId| {
+        let node = view.nodes.get(id).filter(|node| node.state == NodeState::Out);
+        node.is_some_and(|node| could_host(*id, node, hosted)) && is_hopeful(*id)
+    };
+    let out: Vec<NodeId> = ring.walk(version_place(model, version)).filter(out).collect();
+    let wanted = replicas_wanted(hosted.manifest.replicas, out.len());
+    out.into_iter().take(wanted).collect()
 }
 
 fn first_replicas(
@@ -70,7 +84,7 @@ fn first_replicas(
 ) -> Vec<NodeId> {
     let preferred = preference(view, ring, model, version);
     let leaving = view.nodes.iter().filter(|(_, node)| node.state == NodeState::Draining).map(|(id, _)| *id);
-    let replicas = view.models.get(model).and_then(|m| m.versions.get(&version)).map(|v| v.manifest.replicas);
+    let replicas = hosted(view, model, version).map(|hosted| hosted.manifest.replicas);
     let wanted = replicas.map_or(0, |replicas| replicas_wanted(replicas, preferred.len().max(1)));
     let known: Vec<NodeId> = preferred.into_iter().chain(leaving).collect();
     known.into_iter().filter(|node| is_fit(*node)).take(wanted).collect()
@@ -84,7 +98,12 @@ pub fn replicas_wanted(replicas: Replicas, eligible: usize) -> usize {
     }
 }
 
-fn is_eligible(id: NodeId, node: &Node, hosted: &HostedVersion) -> bool {
+fn hosted<'a>(view: &'a View, model: &ModelName, version: Version) -> Option<&'a HostedVersion> {
+    view.models.get(model)?.versions.get(&version)
+}
+
+/// Whether a node has what a version needs, whatever state it is in.
+fn could_host(id: NodeId, node: &Node, hosted: &HostedVersion) -> bool {
     let manifest: &Manifest = &hosted.manifest;
     let has_engine = match manifest.engine {
         EngineChoice::Auto => !node.profile.engines.is_empty(),
@@ -92,8 +111,7 @@ fn is_eligible(id: NodeId, node: &Node, hosted: &HostedVersion) -> bool {
     };
     let rules = &manifest.placement;
     let bears = |(key, value): (&String, &String)| node.profile.labels.get(key) == Some(value);
-    node.state == NodeState::Active
-        && !hosted.excluded.contains(&id)
+    !hosted.excluded.contains(&id)
         && has_engine
         && node.profile.memory_mib >= rules.memory_mib_min
         && rules.node_labels.iter().all(bears)
@@ -185,8 +203,36 @@ mod tests {
         let hoped = |soft: &SoftState| hopefuls(&view, &ring, soft, &digits(), Version(1));
         assert_eq!(hoped(&SoftState::default()), all[..2]);
         let mut refused = soft(&all[..2]);
-        refused.nodes.get_mut(&all[0]).unwrap().versions[0].stage = Stage::Failed { reason: "torn".to_owned() };
+        refused.nodes.get_mut(&all[0]).unwrap().versions[0].stage =
+            Stage::Failed { reason: "torn".to_owned() };
         refused.nodes.get_mut(&all[1]).unwrap().versions[0].stage = Stage::Loading;
         assert_eq!(hoped(&refused), all[1..3]);
+    }
+
+    #[test]
+    fn nodes_that_are_out_are_the_last_hope() {
+        let mut view = view(1, 4, &["digits"]);
+        let before = preference(&view, &view.ring(), &digits(), Version(1));
+        let hoped = |view: &View, soft: &SoftState| hopefuls(view, &view.ring(), soft, &digits(), Version(1));
+        for id in &before[..3] {
+            view.nodes.get_mut(id).unwrap().state = NodeState::Out;
+        }
+        assert_eq!(hoped(&view, &SoftState::default()), before[3..], "somebody may own it still");
+        view.nodes.get_mut(&before[3]).unwrap().state = NodeState::Out;
+        assert_eq!(preference(&view, &view.ring(), &digits(), Version(1)), []);
+        assert_eq!(hoped(&view, &SoftState::default()), before[..2], "its owners while they were in");
+        let mut refused = soft(&before[..1]);
+        refused.nodes.get_mut(&before[0]).unwrap().versions[0].stage = Stage::Unloaded;
+        assert_eq!(hoped(&view, &refused), before[1..3]);
+    }
+
+    #[test]
+    fn a_node_that_is_passed_over_leaves_the_order_of_the_others() {
+        let mut view = view(1, 12, &["digits"]);
+        let all = preference(&view, &view.ring(), &digits(), Version(1));
+        view.nodes.get_mut(&all[4]).unwrap().state = NodeState::Out;
+        let fewer = preference(&view, &view.ring(), &digits(), Version(1));
+        view.nodes.remove(&all[4]);
+        assert_eq!(preference(&view, &view.ring(), &digits(), Version(1)), fewer);
     }
 }

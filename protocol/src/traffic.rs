@@ -43,11 +43,6 @@ impl Weight {
         self.0
     }
 
-    /// The share as a fraction from 0 to 1.
-    pub fn fraction(self) -> f64 {
-        f64::from(self.0) / 10_000.0
-    }
-
     /// Whether a position lies inside this share of all positions.
     fn covers(self, position: u64) -> bool {
         // Compared in 128 bits, so that 100 % covers the last position too.
@@ -125,7 +120,7 @@ pub struct Traffic {
     pub stable: Version,
     /// The version that a rollout leads to.
     pub canary: Option<Canary>,
-    /// The stable version before the last promotion; `undo` goes back to it, so it stays hosted.
+    /// The stable version before the last promotion; `undo` goes back to it, so it stays hosted. None after an undo.
     pub previous: Option<Version>,
 }
 

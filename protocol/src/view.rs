@@ -4,7 +4,7 @@
 //! [`Delta`] leads from one epoch to another and applies to its base alone. [`SoftState`] (who is alive, what is ready) is
 //! not replicated: it is ordered by (term, sequence) and may be missing, which means unknown, never "not ready".
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -106,10 +106,10 @@ pub struct HostedVersion {
 }
 
 impl View {
-    /// The ring of the nodes that may own versions.
+    /// The ring of all nodes. That only active ones own versions is for [`crate::placement`] to see to: a node that is
+    /// passed over on the walk leaves the others' order as it is.
     pub fn ring(&self) -> Ring {
-        let owning = self.nodes.iter().filter(|(_, node)| node.state == NodeState::Active);
-        Ring::new(owning.map(|(id, node)| (*id, &node.name, node.profile.speed)))
+        Ring::new(self.nodes.iter().map(|(id, node)| (*id, &node.name, node.profile.speed)))
     }
 
     /// What leads from `base` to this view.
@@ -234,6 +234,10 @@ impl SoftState {
     }
 }
 
+/// Earlier views that are kept for watchers that come back. The nodes of a large cluster take a MiB in each; a watcher that
+/// was away for more changes gets the full view.
+const RECENT_VIEWS_MAX: usize = 8;
+
 /// The newest that a node or a client knows: what it routes by, and what it serves to watchers.
 #[derive(Debug, Clone, Default)]
 pub struct Published {
@@ -241,16 +245,31 @@ pub struct Published {
     pub view: Option<Arc<View>>,
     /// The soft state beside it.
     pub soft: Arc<SoftState>,
+    /// The views before the present one, oldest first.
+    recent: VecDeque<Arc<View>>,
 }
 
 impl Published {
+    /// A view and a soft state, and nothing earlier.
+    pub fn new(view: Option<Arc<View>>, soft: Arc<SoftState>) -> Self {
+        Self { view, soft, recent: VecDeque::new() }
+    }
+
     /// Takes a view if it is later than the present one. Returns whether it was.
     pub fn offer_view(&mut self, view: Arc<View>) -> bool {
         let later = self.view.as_ref().is_none_or(|ours| view.epoch > ours.epoch);
-        if later {
-            self.view = Some(view);
+        if later && let Some(earlier) = self.view.replace(view) {
+            if self.recent.len() == RECENT_VIEWS_MAX {
+                self.recent.pop_front();
+            }
+            self.recent.push_back(earlier);
         }
         later
+    }
+
+    /// The view of an earlier epoch, if it is still known.
+    pub fn recent(&self, epoch: Epoch) -> Option<&Arc<View>> {
+        self.recent.iter().find(|view| view.epoch == epoch)
     }
 
     /// Takes a soft state if it is later than the present one; see [`SoftState::advance`]. Returns whether it was.

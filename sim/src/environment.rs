@@ -26,10 +26,12 @@ pub fn environment(seed: u64, disk: &SimDisk, weather: Weather) -> Environment {
     Environment {
         network: Arc::new(SimNetwork::new(weather, seed)),
         files: Arc::new(SimFiles::of(disk)),
+        bundles: None,
         clock: Arc::new(SimClock),
         entropy: Arc::new(SimEntropy::new(seed)),
         executors: Arc::new(SimExecutors),
         runtimes: Arc::new(SimRuntimes),
+        engines_missing: Vec::new(),
         engines: vec![Arc::new(KnownFunction)],
         machine: Machine { isa: "simulated".to_owned(), memory_mib: 1024, cores: 1, speed: 1.0 },
     }

@@ -41,7 +41,7 @@ impl SimNetwork {
 impl Network for SimNetwork {
     fn bind<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Arc<dyn AsyncUdpSocket>>> {
         Box::pin(async move {
-            let at = self.resolve(address).await?;
+            let at = parse(address)?;
             let socket = Arc::new(UdpSocket::bind(SocketAddr::new([0, 0, 0, 0].into(), at.port())).await?);
             // Bound to all addresses of the host; peers know it by this one.
             let local = SocketAddr::new(at.ip(), socket.local_addr()?.port());
@@ -52,15 +52,17 @@ impl Network for SimNetwork {
         })
     }
 
-    fn resolve<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<SocketAddr>> {
-        Box::pin(async move {
-            let bad = || io::Error::new(io::ErrorKind::InvalidInput, format!("{address} is no host:port"));
-            let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
-            let port = port.parse().map_err(|_| bad())?;
-            let ip = host.parse().unwrap_or_else(|_| turmoil::lookup(host));
-            Ok(SocketAddr::new(ip, port))
-        })
+    fn resolve<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+        Box::pin(async move { Ok(vec![parse(address)?]) })
     }
+}
+
+fn parse(address: &str) -> io::Result<SocketAddr> {
+    let bad = || io::Error::new(io::ErrorKind::InvalidInput, format!("{address} is no host:port"));
+    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
+    let port = port.parse().map_err(|_| bad())?;
+    let ip = host.parse().unwrap_or_else(|_| turmoil::lookup(host));
+    Ok(SocketAddr::new(ip, port))
 }
 
 type Readable = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;

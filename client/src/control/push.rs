@@ -6,6 +6,7 @@
 use std::io;
 use std::time::Duration;
 
+use rand_chacha::rand_core::Rng as _;
 use roost_protocol::bundle::BundleFile;
 use roost_protocol::messages::control::{Change, Outcome};
 use roost_protocol::quic::bundles::{TransferError, upload};
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 
 use super::search::Search;
 use super::{Control, DEADLINE_MS, Ticket};
-use crate::backoff;
+use crate::backoff::{Backoff, Jitter};
 use crate::bundle::LocalBundle;
 
 /// Times that a push starts over. With the waits between and the ten seconds of each step it outlasts several
@@ -79,10 +80,9 @@ impl PushError {
                 matches!(error, CommandError::NotReserved { .. } | CommandError::TooFewHolders { .. })
             }
             Self::Control(error) => error.retryable(),
-            // A coordinator that did not apply the reservation yet calls the files unannounced.
-            Self::Transfer(TransferError::Refused(ControlError::Malformed { .. })) => true,
             // Another coordinator's disk may be sound.
             Self::Transfer(TransferError::Refused(ControlError::Storage { .. })) => true,
+            // Also a coordinator that did not apply the reservation yet.
             Self::Transfer(TransferError::Refused(error)) => error.retryable(),
             Self::Transfer(TransferError::Stream(_)) => true,
             Self::Transfer(
@@ -119,13 +119,16 @@ impl Control {
             // second version.
             if matches!(error, PushError::Control(ControlError::Refused(_))) {
                 commit = self.ticket();
+            } else {
+                commit.fresh = false;
             }
             round += 1;
             if round == ROUNDS_MAX || !error.retryable() {
                 return Err(error);
             }
             tracing::info!(%model, %error, round, "the push starts over");
-            tokio::time::sleep(self.draw(|rng| backoff::wait(round - 1, rng))).await;
+            let jitter = self.draw(|rng| Jitter::new(rng.next_u64()));
+            tokio::time::sleep(Backoff::OF_REQUESTS.after(round, jitter)).await;
         }
     }
 

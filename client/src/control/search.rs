@@ -11,7 +11,7 @@ use rand_chacha::rand_core::Rng;
 use roost_protocol::ControlError;
 use tokio::time::Instant;
 
-use crate::backoff;
+use crate::backoff::{Backoff, Jitter};
 
 /// What one coordinator may take while others are left to ask. A commit takes milliseconds; an election,
 /// which a coordinator may wait for before it answers, one to two seconds.
@@ -29,6 +29,8 @@ pub(super) struct Search {
     round: u32,
     last: Option<ControlError>,
     no_quorum: Option<ControlError>,
+    /// Whether an attempt ended without a word on whether the change was made.
+    is_open: bool,
 }
 
 /// What to do next.
@@ -59,6 +61,7 @@ impl Search {
             round: 0,
             last: None,
             no_quorum: None,
+            is_open: false,
         }
     }
 
@@ -85,9 +88,9 @@ impl Search {
                 Step::Try { address, within: self.attempt.min(left) }
             }
             None => {
-                let wait = backoff::wait(self.round, rng).min(left);
                 self.tried.clear();
                 self.round += 1;
+                let wait = Backoff::OF_REQUESTS.after(self.round, Jitter::new(rng.next_u64())).min(left);
                 Step::Wait(wait)
             }
         }
@@ -120,10 +123,15 @@ impl Search {
             ControlError::NotLeader { .. }
             | ControlError::NoQuorum { .. }
             | ControlError::Unreachable { .. }
-            | ControlError::NoBundle { .. } => self.forget(address),
+            | ControlError::NoBundle { .. }
+            | ControlError::NotReserved { .. } => self.forget(address),
+            // The leader itself said it, and may say otherwise the next time.
+            ControlError::NotReady { .. } => {}
             ControlError::Refused(_)
             | ControlError::Forbidden { .. }
             | ControlError::WrongCluster { .. }
+            | ControlError::ForeignCertificate { .. }
+            | ControlError::LimitExceeded { .. }
             | ControlError::WrongNode { .. }
             | ControlError::DigestMismatch { .. }
             | ControlError::Malformed { .. }
@@ -132,7 +140,19 @@ impl Search {
         if matches!(error, ControlError::NoQuorum { .. }) {
             self.no_quorum = Some(error.clone());
         }
+        self.is_open |= leaves_open(&error);
         self.last = Some(error);
+    }
+
+    /// Whether an attempt may have made the change although it was not answered so.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// Begins a round anew with another request, after a refusal of the last.
+    pub(super) fn begin_anew(&mut self) {
+        self.last = None;
+        self.tried.clear();
     }
 
     /// Who leads, as far as was heard.
@@ -144,6 +164,28 @@ impl Search {
         if self.leader.as_deref() == Some(address) {
             self.leader = None;
         }
+    }
+}
+
+/// Whether an error says nothing of what became of the request.
+fn leaves_open(error: &ControlError) -> bool {
+    match error {
+        ControlError::NoQuorum { .. }
+        | ControlError::Unreachable { .. }
+        | ControlError::Storage { .. }
+        | ControlError::Malformed { .. } => true,
+        ControlError::Refused(_)
+        | ControlError::NotLeader { .. }
+        | ControlError::NotCoordinator { .. }
+        | ControlError::Forbidden { .. }
+        | ControlError::WrongCluster { .. }
+        | ControlError::ForeignCertificate { .. }
+        | ControlError::WrongNode { .. }
+        | ControlError::DigestMismatch { .. }
+        | ControlError::NoBundle { .. }
+        | ControlError::NotReserved { .. }
+        | ControlError::NotReady { .. }
+        | ControlError::LimitExceeded { .. } => false,
     }
 }
 
@@ -225,6 +267,27 @@ mod tests {
         // What is refused is refused.
         check(None, &[("a", No), ("b", Gone)], 5, "a !");
         check(None, &[], 2, "- -");
+    }
+
+    #[test]
+    fn a_request_is_open_once_nobody_can_tell_what_became_of_it() {
+        use Says::{Gone, Leader, No, Nobody, Not};
+        let rows = [(Leader("b"), false), (Not(&["b"]), false), (No, false), (Nobody, true), (Gone, true)];
+        for (says, open) in rows {
+            let mut search = Search::new(Instant::now(), None);
+            search.failed("a", error(says));
+            search.failed("a", error(No));
+            assert_eq!(search.is_open(), open);
+        }
+        // A refusal ends the search, unless it begins anew with another request.
+        let (now, known) = (Instant::now(), ["a".to_owned()]);
+        let mut rng = ChaCha12Rng::from_seed([1; 32]);
+        let mut search = Search::new(now + Duration::from_secs(1), None);
+        assert!(matches!(search.next(now, &known, &mut rng), Step::Try { .. }));
+        search.failed("a", error(No));
+        assert!(matches!(search.next(now, &known, &mut rng), Step::GiveUp(_)));
+        search.begin_anew();
+        assert!(matches!(search.next(now, &known, &mut rng), Step::Try { .. }));
     }
 
     #[test]

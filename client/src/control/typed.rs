@@ -94,7 +94,8 @@ impl Control {
         self.reroute(Change::Abort { model: model.clone(), reason }).await
     }
 
-    /// Makes the stable version before the last promotion the stable one again.
+    /// Makes the stable version before the last promotion the stable one again, once it has replicas. An undo is not
+    /// undone by another.
     ///
     /// # Errors
     /// As [`Control::change`].

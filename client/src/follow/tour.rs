@@ -7,7 +7,7 @@ use rand_chacha::rand_core::Rng;
 use roost_protocol::traffic::KeyHash;
 use roost_protocol::view::View;
 
-use crate::backoff;
+use crate::backoff::{Backoff, Jitter};
 
 /// Which nodes a follower may watch beside its seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Tour {
             (false, _) | (true, Some(_)) => Duration::ZERO,
             (true, None) => {
                 let round = self.failures / addresses.len().max(1) as u32;
-                backoff::wait(round, &mut self.rng)
+                Backoff::OF_REQUESTS.after(round.saturating_add(1), Jitter::new(self.rng.next_u64()))
             }
         };
         let address = ahead.or_else(|| {

@@ -70,5 +70,5 @@ pub fn published(index: u64, share: u16, peers: &[(String, String)]) -> Publishe
     };
     let nodes = (0..peers.len()).map(report).collect();
     let soft = SoftState { term: Term(1), sequence: index, settled: true, nodes };
-    Published { view: Some(Arc::new(view)), soft: Arc::new(soft) }
+    Published::new(Some(Arc::new(view)), Arc::new(soft))
 }

@@ -72,11 +72,14 @@ async fn catch_up(shared: &Shared) -> Result<(), ControlError> {
     let epoch = match hand_on(shared, request, shared.name.as_str()).await? {
         ControlResponse::Answer(answer) => match *answer {
             Answer::Cluster(cluster) => cluster.epoch,
-            _ => {
+            Answer::Models(_) | Answer::Versions(_) | Answer::Rollout(_) | Answer::Files(_) => {
                 return Err(ControlError::Malformed { what: "another answer than the cluster's".to_owned() });
             }
         },
-        _ => return Err(ControlError::Malformed { what: "another answer than to a query".to_owned() }),
+        ControlResponse::Failed(error) => return Err(error),
+        ControlResponse::Done(_) | ControlResponse::Heard(_) => {
+            return Err(ControlError::Malformed { what: "another answer than to a query".to_owned() });
+        }
     };
     let deadline = Instant::now() + CATCH_UP;
     while shared.machine.state(|state| state.epoch()) < epoch {

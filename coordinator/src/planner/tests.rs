@@ -114,16 +114,51 @@ fn nothing_is_planned_before_the_leader_has_listened() {
     }
     let silent = all_silent(&view, OUT_AFTER);
     assert_eq!(plan(&Outlook { silent: silent.clone(), ..outlook(&view, &unsettled) }), []);
-    assert_eq!(plan(&Outlook { silent, ..outlook(&view, &soft(&[])) }).len(), 4, "all are out");
+    let silent = silent.into_iter().take(2).collect();
+    assert_eq!(plan(&Outlook { silent, ..outlook(&view, &soft(&[])) }).len(), 2, "two of four are out");
 }
 
 #[test]
 fn a_silent_node_is_out_as_of_its_last_join() {
-    let mut view = view(2);
+    let mut view = view(3);
     view.nodes.get_mut(&NodeId(2)).unwrap().state = NodeState::Out;
     let soft = soft(&[]);
-    let planned = plan(&Outlook { silent: all_silent(&view, OUT_AFTER), ..outlook(&view, &soft) });
+    let silent = all_silent(&view, OUT_AFTER).into_iter().take(2).collect();
+    let planned = plan(&Outlook { silent, ..outlook(&view, &soft) });
     assert_eq!(planned, [Command::NodeOut { node: NodeId(1), joined: 7 }]);
+}
+
+/// States of the nodes and for how many seconds each has been silent, and who is declared out.
+#[test]
+fn nobody_is_out_when_it_may_be_the_coordinators_that_are_cut_off() {
+    use NodeState::{Active, Draining, Out};
+    type Row<'a> = (&'a [(NodeState, u64)], &'a [u64]);
+    let rows: [Row<'_>; 9] = [
+        (&[(Active, 60), (Active, 0)], &[1]),
+        (&[(Active, 60)], &[]),
+        (&[(Active, 60), (Active, 60), (Active, 60), (Active, 60)], &[]),
+        // They fall silent one after the other; the first to pass the bound is not alone.
+        (&[(Active, 60), (Active, 59), (Active, 59), (Active, 0)], &[]),
+        (&[(Active, 60), (Active, 2), (Active, 2), (Active, 0)], &[1]),
+        (&[(Active, 60), (Active, 60), (Active, 0), (Active, 0)], &[1, 2]),
+        (&[(Active, 60), (Active, 60), (Active, 60), (Active, 0), (Active, 0)], &[]),
+        // Those that are out already say nothing of the others; one that said it would go goes.
+        (&[(Out, 999), (Out, 999), (Active, 60), (Active, 0)], &[3]),
+        (&[(Draining, 60), (Active, 60), (Draining, 3)], &[1]),
+    ];
+    for (nodes, expected) in rows {
+        let mut view = view(nodes.len() as u64);
+        let mut silent = BTreeMap::new();
+        for ((id, node), (state, seconds)) in view.nodes.iter_mut().zip(nodes) {
+            node.state = *state;
+            silent.insert(*id, Duration::from_secs(*seconds));
+        }
+        let soft = soft(&[]);
+        let planned = plan(&Outlook { silent, ..outlook(&view, &soft) });
+        let expected: Vec<Command> =
+            expected.iter().map(|id| Command::NodeOut { node: NodeId(*id), joined: 7 }).collect();
+        assert_eq!(planned, expected, "{nodes:?}");
+    }
 }
 
 #[test]
@@ -136,7 +171,10 @@ fn an_owner_that_gave_up_is_excluded_while_another_can_take_over() {
     let roomy = view(4);
     let (node, state) = failed(&roomy);
     let planned = plan(&outlook(&roomy, &state));
-    assert!(matches!(&planned[..], [Command::Exclude { node: excluded, .. }] if *excluded == node), "one");
+    assert!(
+        matches!(&planned[..], [Command::Exclude { node: excluded, joined: 7, .. }] if *excluded == node),
+        "one"
+    );
     let full = view(2);
     assert_eq!(plan(&outlook(&full, &failed(&full).1)), []);
 }
@@ -178,4 +216,44 @@ fn a_promotion_needs_as_many_replicas_as_the_stable_version_serves_with() {
     assert_eq!(check(4, 3), Readiness { ready: 3, needed: 4 });
     assert!(check(4, 4).suffices() && check(3, 3).suffices());
     assert_eq!(check(0, 1), Readiness { ready: 1, needed: 2 }, "a broken stable version asks for nothing");
+}
+
+/// What two owners report of the stable version and of the one before it, and whether it may take all traffic back.
+#[test]
+fn an_undo_needs_no_fewer_replicas_than_serve_now_and_counts_the_unknown() {
+    let view = view(2);
+    let (previous, stable) = (Version(1), Version(2));
+    // `+` is ready, `-` is not, `?` is not heard.
+    let rows = [
+        (["++", "++"], (2, 2)),
+        (["++", "+-"], (1, 2)),
+        (["++", "--"], (1, 1)),
+        (["+-", "+-"], (0, 2)),
+        // The version that is to be left serves nobody: one replica is better.
+        (["-+", "--"], (1, 1)),
+        (["--", "--"], (0, 1)),
+        // Who is not heard is not known to lack it.
+        (["??", "??"], (2, 1)),
+        (["++", "??"], (2, 1)),
+        (["+-", "??"], (1, 1)),
+    ];
+    for (reports, (ready, needed)) in rows {
+        let mut soft = soft(&[]);
+        for (node, report) in view.nodes.keys().zip(reports) {
+            let stage = |letter: char| if letter == '+' { Stage::Ready } else { Stage::Loading };
+            let versions = [stable, previous].into_iter().zip(report.chars());
+            let versions = versions.map(|(version, letter)| {
+                // What a silent node said last was that it is ready.
+                let stage = if letter == '?' { Stage::Ready } else { stage(letter) };
+                VersionReport { model: digits(), version, stage, engine: None }
+            });
+            let liveness = if report == "??" { Liveness::Suspect } else { Liveness::Live };
+            let (incarnation, versions) = (Incarnation(1), versions.collect());
+            soft.nodes.insert(*node, NodeReport { incarnation, sequence: 1, liveness, versions });
+        }
+        let readiness = for_undo(&view, &soft, &digits(), previous, stable);
+        assert_eq!(readiness, Readiness { ready, needed }, "{reports:?}");
+    }
+    let nobody = for_undo(&view, &soft(&[]), &digits(), previous, stable);
+    assert!(nobody.suffices(), "nothing was ever heard: {nobody:?}");
 }

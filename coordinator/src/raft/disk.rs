@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{BackendError, Database, ReadableDatabase, StorageBackend, TableDefinition, TableHandle};
 use roost_protocol::NodeId;
+use roost_protocol::error::panic_text;
 use tokio::sync::{oneshot, watch};
 
 use super::record::{self, RecordError};
@@ -321,9 +322,7 @@ fn queue_ended() -> io::Error {
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> io::Error {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    io::Error::other(format!("the database panicked: {}", text.unwrap_or("without a message")))
+    io::Error::other(format!("the database panicked: {}", panic_text(panic)))
 }
 
 fn open(storage: Fused, node: NodeId) -> Result<Database, DiskError> {

@@ -7,6 +7,9 @@
 
 use std::sync::Arc;
 
+use roost_protocol::bundle::{FileList, MANIFEST_FILE};
+use roost_protocol::limits::MANIFEST_BYTES_MAX;
+use roost_protocol::manifest::{Manifest, ManifestError};
 use roost_protocol::messages::control::{Change, Done};
 use roost_protocol::{CommandError, ControlError, Epoch, ModelName, ModelVersion, RequestId, Revision};
 
@@ -72,7 +75,13 @@ async fn plan(
                 return Ok(Plan::Done(applied));
             }
             let holders = match shared.machine.state(|state| state.bundle(&digest).cloned()) {
-                Some(files) => artefact::replicate(shared, &files).await?,
+                Some(files) => {
+                    let holders = artefact::replicate(shared, &files).await?;
+                    if let Err(error) = says_the_same(shared, &files, &manifest).await? {
+                        return Ok(Plan::Propose(Command::Refuse { error: Box::new(error) }));
+                    }
+                    holders
+                }
                 // Refused as not reserved when it is applied, unless it is reserved by then.
                 None => Default::default(),
             };
@@ -87,7 +96,13 @@ async fn plan(
             promotion(shared, model)?
         }
         Change::Abort { model, reason } => Command::Abort { model, reason },
-        Change::Undo { model } => Command::Undo { model },
+        Change::Undo { model } => {
+            shared.catch_up().await?;
+            if let Some(applied) = shared.machine.state(|state| state.outcome(&request, sent)) {
+                return Ok(Plan::Done(applied));
+            }
+            undoing(shared, model)?
+        }
         Change::SetLabel { version, label } => Command::SetLabel { version, label },
         Change::RemoveLabel { model, label } => Command::RemoveLabel { model, label },
         Change::Join { node, name, address, profile } => Command::Join { node, name, address, profile },
@@ -129,6 +144,55 @@ fn promotion(shared: &Shared, model: ModelName) -> Result<Command, ControlError>
         }
         Planned::NotReady(error) => Ok(Command::Refuse { error: Box::new(error) }),
     }
+}
+
+/// An undo sends all traffic to the version before the last promotion. Whether that has the replicas is asked of soft state,
+/// but only what is known counts against it: an undo is the way out of a bad version, and must not wait until a new leader
+/// has heard everyone. Nor is it refused for good: the request stays open, and the replicas may be ready for its next
+/// attempt.
+fn undoing(shared: &Shared, model: ModelName) -> Result<Command, ControlError> {
+    let soft = shared.registry(|registry| registry.soft().clone()).ok_or_else(|| shared.not_leader())?;
+    let planned = shared.machine.state_and_view(|state, view| {
+        let Ok(summary) = state.rollout(&model) else { return Ok(Revision::default()) };
+        let (revision, stable) = (summary.traffic.revision, summary.traffic.stable);
+        let Some(previous) = summary.traffic.previous.filter(|_| soft.settled) else { return Ok(revision) };
+        let readiness = planner::for_undo(view, &soft, &model, previous, stable);
+        if readiness.suffices() {
+            return Ok(revision);
+        }
+        let version = ModelVersion { model: model.clone(), version: previous };
+        let (ready, needed) = (readiness.ready as u32, readiness.needed as u32);
+        Err(ControlError::NotReady { version, ready, needed })
+    });
+    // Where nothing can be undone, the state says so.
+    let revision = planned.transpose()?.unwrap_or_default();
+    Ok(Command::Undo { model, revision })
+}
+
+/// Whether a bundle's own manifest is the one that its pusher states: placement, batching and labels go by what was agreed
+/// on, and a bundle that says otherwise would be another model elsewhere. `Ok(Err(_))` is the refusal.
+async fn says_the_same(
+    shared: &Shared,
+    files: &FileList,
+    stated: &Manifest,
+) -> Result<Result<(), CommandError>, ControlError> {
+    let own = match files.get(MANIFEST_FILE) {
+        None => Ok(Manifest::default()),
+        Some(file) if file.bytes > MANIFEST_BYTES_MAX as u64 => {
+            Err(ManifestError::TooLarge { bytes: file.bytes as usize }.to_string())
+        }
+        Some(file) => {
+            let bytes = artefact::read_here(shared, files, file).await?;
+            let text = std::str::from_utf8(&bytes).map_err(|error| error.to_string());
+            text.and_then(|text| Manifest::parse(text).map_err(|error| error.to_string()))
+        }
+    };
+    let reason = match own {
+        Ok(own) if own == *stated => return Ok(Ok(())),
+        Ok(_) => format!("the bundle's own {MANIFEST_FILE} says something else than the push states"),
+        Err(reason) => reason,
+    };
+    Ok(Err(CommandError::BadManifest { reason: roost_protocol::error::reason(reason) }))
 }
 
 /// What becomes of a promotion.

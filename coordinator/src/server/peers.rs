@@ -34,23 +34,48 @@ pub(super) async fn serve(
         Ok(()) => match request {
             PeerRequest::Raft { to, message } => serve_raft(shared, link, to, *message, recv).await?,
             PeerRequest::Probe { group } => bootstrap::answer_probe(shared, link, &group).await,
-            PeerRequest::Hold { files, holders } => {
-                artefact::hold(shared, &files, &holders).await.map(|()| PeerResponse::Held)
-            }
-            PeerRequest::Forward { by, request } => {
-                let response = control(shared, *request, &by, Forward::Never).await;
-                Ok(PeerResponse::Control(Box::new(response.unwrap_or_else(ControlResponse::Failed))))
-            }
-            PeerRequest::Soft(soft) => {
+            PeerRequest::Hold { files, holders } => match admits(shared, link) {
+                Ok(()) => artefact::hold(shared, &files, &holders).await.map(|()| PeerResponse::Held),
+                Err(error) => Err(error),
+            },
+            PeerRequest::Forward { by, request } => match admits(shared, link) {
+                Ok(()) => {
+                    let response = control(shared, *request, &by, Forward::Never).await;
+                    Ok(PeerResponse::Control(Box::new(response.unwrap_or_else(ControlResponse::Failed))))
+                }
+                Err(error) => Err(error),
+            },
+            PeerRequest::Soft(soft) => admits(shared, link).map(|()| {
                 shared.publish(*soft);
-                Ok(PeerResponse::Heard)
-            }
+                PeerResponse::Heard
+            }),
         },
     };
     let response = response.unwrap_or_else(PeerResponse::Failed);
     write_message(send, Kind::RaftResponse, &response).await?;
     finish(send);
     Ok(())
+}
+
+/// Whether this coordinator takes part, and the other side is the member that it says it is. A member that is not known here
+/// yet is taken at its word: its certificate says that it is a coordinator of this cluster, and this one may lag.
+fn admits(shared: &Shared, link: &Link) -> Result<(), ControlError> {
+    if !shared.is_admitted() {
+        let reason = "this coordinator forgot what it knew and takes no part in the group".to_owned();
+        return Err(ControlError::NoQuorum { reason });
+    }
+    let Some(node) = link.hello.node else {
+        return Err(ControlError::Malformed { what: "a coordinator greeted without its id".to_owned() });
+    };
+    let known = shared.machine.state(|state| state.coordinators().get(&node).map(|known| known.name.clone()));
+    match known {
+        Some(name) if name.as_str() != link.peer.name.as_str() => {
+            let error = ControlError::WrongNode { name };
+            tracing::warn!(target: "audit", peer = %link.peer.to_uri(), %node, %error, "refused");
+            Err(error)
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 async fn serve_raft(
@@ -67,9 +92,8 @@ async fn serve_raft(
         let what = format!("a Raft message of node {} that another node sent", message.sender());
         return Ok(Err(ControlError::Malformed { what }));
     }
-    if !shared.is_admitted() {
-        let reason = "this coordinator forgot what it knew and takes no part in the group".to_owned();
-        return Ok(Err(ControlError::NoQuorum { reason }));
+    if let Err(error) = admits(shared, link) {
+        return Ok(Err(error));
     }
     let bytes = match &message {
         RaftMessage::Snapshot { bytes, .. } => read_snapshot(recv, *bytes).await?,

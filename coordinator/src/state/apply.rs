@@ -26,7 +26,7 @@ impl State {
         self.index = index;
         self.now_ms = self.now_ms.max(proposal.at_ms);
         if let Some(request) = &proposal.request {
-            match self.outcomes.of(request, proposal.sent) {
+            match self.outcomes.of(request, proposal.sent, self.epoch()) {
                 Ok(Some(applied)) => return applied.clone(),
                 Ok(None) => {}
                 Err(error) => return Applied { epoch: self.epoch(), result: Err(error) },
@@ -41,6 +41,11 @@ impl State {
             && !applied.result.as_ref().is_err_and(is_about_the_plan)
         {
             self.outcomes.record(request, applied.clone());
+            // Requests name the epoch of the view that their sender has. It must not fall behind what is forgotten, as it
+            // would while everything is refused: each new request would be too old for ever.
+            if self.outcomes.evicted().is_some_and(|evicted| evicted > self.view_epoch()) {
+                self.view_index = index;
+            }
         }
         applied
     }
@@ -104,9 +109,9 @@ impl State {
                 let now_ms = self.now_ms;
                 self.model_mut(model)?.abort(model, reason, now_ms, by)
             }
-            Command::Undo { model } => {
+            Command::Undo { model, revision } => {
                 let now_ms = self.now_ms;
-                self.model_mut(model)?.undo(model, now_ms, by)
+                self.model_mut(model)?.undo(model, *revision, now_ms, by)
             }
             Command::SetLabel { version, label } => self.set_label(version, label),
             Command::RemoveLabel { model, label } => self.remove_label(model, label),
@@ -116,7 +121,7 @@ impl State {
                 self.set_node_state(*node, to)
             }
             Command::NodeOut { node, joined } => self.node_out(*node, *joined),
-            Command::Exclude { node, version, reason: _ } => self.exclude(*node, version),
+            Command::Exclude { node, joined, version, reason: _ } => self.exclude(*node, *joined, version),
             Command::Collect { digest, reserved_at_ms } => self.collect(digest, *reserved_at_ms),
             Command::Refuse { error } => Err(CommandError::clone(error)),
         }
@@ -273,6 +278,9 @@ impl State {
         profile: &NodeProfile,
     ) -> Result<Outcome, CommandError> {
         check_node(address, profile)?;
+        if let Some(known) = self.nodes.get(&node).filter(|known| known.node.name != *name) {
+            return Err(CommandError::IdTaken { node, name: known.node.name.clone() });
+        }
         let bearer = self.nodes.iter().find(|(id, known)| known.node.name == *name && **id != node);
         let replaced = match bearer {
             // A machine that was replaced takes its predecessor's name, and with it its place on the ring, but only
@@ -318,9 +326,15 @@ impl State {
         self.set_node_state(node, NodeState::Out)
     }
 
-    fn exclude(&mut self, node: NodeId, version: &ModelVersion) -> Result<Outcome, CommandError> {
-        if !self.nodes.contains_key(&node) {
-            return Err(CommandError::UnknownNode { name: node.to_string() });
+    fn exclude(
+        &mut self,
+        node: NodeId,
+        joined: u64,
+        version: &ModelVersion,
+    ) -> Result<Outcome, CommandError> {
+        let unknown = || CommandError::UnknownNode { name: node.to_string() };
+        if self.nodes.get(&node).ok_or_else(unknown)?.joined != joined {
+            return Ok(Outcome::Applied);
         }
         let unknown = || CommandError::UnknownVersion { version: version.clone() };
         let model = self.model_mut(&version.model)?;
@@ -355,6 +369,7 @@ pub(crate) fn is_about_the_plan(error: &CommandError) -> bool {
         | CommandError::BadManifest { .. }
         | CommandError::LimitExceeded { .. }
         | CommandError::NameTaken { .. }
+        | CommandError::IdTaken { .. }
         | CommandError::UnknownNode { .. }
         | CommandError::AlreadyInitialised { .. }
         | CommandError::NotInitialised

@@ -22,18 +22,30 @@ pub(super) struct Outcomes {
 }
 
 impl Outcomes {
-    /// What came of a request; `None` when it was not carried out yet.
+    /// What came of a request; `None` when it was not carried out yet. `present` is the epoch of the state.
     ///
     /// # Errors
     /// [`CommandError::RequestTooOld`] when nobody can tell.
-    pub fn of(&self, request: &RequestId, sent: Epoch) -> Result<Option<&Applied>, CommandError> {
+    pub fn of(
+        &self,
+        request: &RequestId,
+        sent: Epoch,
+        present: Epoch,
+    ) -> Result<Option<&Applied>, CommandError> {
         if let Some(applied) = self.by_request.get(request) {
             return Ok(Some(applied));
         }
         match self.evicted {
-            Some(evicted) if sent < evicted => Err(CommandError::RequestTooOld { sent, oldest: evicted }),
+            Some(evicted) if sent < evicted => {
+                Err(CommandError::RequestTooOld { sent, oldest: evicted, present })
+            }
             Some(_) | None => Ok(None),
         }
+    }
+
+    /// The epoch of the last outcome that was evicted.
+    pub fn evicted(&self) -> Option<Epoch> {
+        self.evicted
     }
 
     /// Records what came of a request.
@@ -57,14 +69,16 @@ mod tests {
         let mut outcomes = Outcomes::default();
         let epoch = |index| Epoch { generation: 1, index };
         // While all outcomes are kept, everyone can tell, whenever the first attempt was.
-        assert_eq!(outcomes.of(&RequestId(u128::MAX), Epoch::default()), Ok(None));
+        let now = epoch(99_999_999);
+        assert_eq!(outcomes.of(&RequestId(u128::MAX), Epoch::default(), now), Ok(None));
         for i in 1..=OUTCOMES_MAX as u64 + 10 {
             let applied = Applied { epoch: epoch(i), result: Ok(Outcome::Applied) };
             outcomes.record(RequestId(i.into()), applied);
         }
         assert_eq!(outcomes.by_request.len(), OUTCOMES_MAX);
-        assert_eq!(outcomes.of(&RequestId(11), epoch(0)).unwrap().unwrap().epoch, epoch(11));
-        assert!(outcomes.of(&RequestId(3), epoch(2)).is_err());
-        assert!(outcomes.of(&RequestId(u128::MAX), epoch(10)).unwrap().is_none());
+        assert_eq!(outcomes.of(&RequestId(11), epoch(0), now).unwrap().unwrap().epoch, epoch(11));
+        let too_old = CommandError::RequestTooOld { sent: epoch(2), oldest: epoch(10), present: now };
+        assert_eq!(outcomes.of(&RequestId(3), epoch(2), now), Err(too_old));
+        assert!(outcomes.of(&RequestId(u128::MAX), epoch(10), now).unwrap().is_none());
     }
 }

@@ -7,6 +7,9 @@
 //!       │      abort      │           pause ▼      │ resume                │ undo: one committed switch
 //!       └─────────────────┴──────────────── Paused ┘ ◄─────────────────────┘  back to the version before
 //! ```
+//! After a promotion the version before stays hosted, so that an undo is one switch too. An undo leaves no such version: what
+//! it took the traffic from is led to again by a rollout, not by another undo.
+//!
 //! Whether the target is ready is soft state, which the planner and the leader judge before they propose; a proposal
 //! names the revision that it was judged at and is refused at any other. Each change of traffic raises the revision by
 //! one. A pause leaves the share as it is: taking it back would send keys from canary to stable without an abort.
@@ -111,6 +114,7 @@ impl ModelRecord {
     ) -> Result<Outcome, CommandError> {
         let target = self.rollout_at(model, revision)?.target;
         self.rollout = None;
+        self.traffic.previous = Some(self.traffic.stable);
         self.switch_to(target);
         self.reroute(RolloutEventKind::Promoted { target }, now_ms, by)
     }
@@ -127,13 +131,22 @@ impl ModelRecord {
         self.reroute(RolloutEventKind::Aborted { target: rollout.target, reason: reason(why) }, now_ms, by)
     }
 
-    pub(super) fn undo(&mut self, model: &ModelName, now_ms: u64, by: &str) -> Result<Outcome, CommandError> {
+    pub(super) fn undo(
+        &mut self,
+        model: &ModelName,
+        planned: Revision,
+        now_ms: u64,
+        by: &str,
+    ) -> Result<Outcome, CommandError> {
         if let Some(rollout) = &self.rollout {
             let (model, target) = (model.clone(), rollout.target);
             return Err(CommandError::RolloutInProgress { model, target });
         }
         let to = self.traffic.previous.ok_or_else(|| CommandError::NothingToUndo { model: model.clone() })?;
+        self.check_revision(model, planned)?;
         let from = self.traffic.stable;
+        // What was left is not the way forward: a second undo would send all traffic to what the first one took it from.
+        self.traffic.previous = None;
         self.switch_to(to);
         self.reroute(RolloutEventKind::Undone { from, to }, now_ms, by)
     }
@@ -147,9 +160,8 @@ impl ModelRecord {
         self.history.push(RolloutEvent { at_ms: now_ms, by: by.to_owned(), kind, revision });
     }
 
-    /// All traffic to one version, in one switch; the version before stays hosted, so that `undo` is one switch too.
+    /// All traffic to one version, in one switch.
     fn switch_to(&mut self, version: Version) {
-        self.traffic.previous = Some(self.traffic.stable);
         self.traffic.stable = version;
         self.traffic.canary = None;
     }
@@ -161,12 +173,17 @@ impl ModelRecord {
     }
 
     fn rollout_at(&mut self, model: &ModelName, planned: Revision) -> Result<&mut Rollout, CommandError> {
-        let actual = self.traffic.revision;
-        let rollout =
-            self.rollout.as_mut().ok_or_else(|| CommandError::NoRollout { model: model.clone() })?;
-        if actual != planned {
-            return Err(CommandError::RevisionMismatch { model: model.clone(), planned, actual });
+        if self.rollout.is_some() {
+            self.check_revision(model, planned)?;
         }
-        Ok(rollout)
+        self.rollout.as_mut().ok_or_else(|| CommandError::NoRollout { model: model.clone() })
+    }
+
+    fn check_revision(&self, model: &ModelName, planned: Revision) -> Result<(), CommandError> {
+        let actual = self.traffic.revision;
+        if actual == planned {
+            return Ok(());
+        }
+        Err(CommandError::RevisionMismatch { model: model.clone(), planned, actual })
     }
 }

@@ -85,6 +85,11 @@ impl Cluster {
         self.propose(&Proposal { request: None, sent, at_ms, by: "anna".to_owned(), command })
     }
 
+    fn undo(&mut self) -> Result<Outcome, CommandError> {
+        let revision = self.revision();
+        self.run(Command::Undo { model: digits(), revision })
+    }
+
     fn push(&mut self, content: &str, holders: &[u64]) -> Result<Outcome, CommandError> {
         let files = files(content);
         self.run(Command::Reserve { files: files.clone() })?;
@@ -148,7 +153,7 @@ fn a_version_needs_a_quorum_of_voters_that_hold_it() {
 fn a_refused_command_leaves_the_view_as_it_was() {
     let mut cluster = Cluster::with_versions(1);
     let before = cluster.state.view();
-    cluster.run(Command::Undo { model: digits() }).unwrap_err();
+    cluster.undo().unwrap_err();
     cluster.run(Command::StartRollout { target: at(9), weight: weight("5%") }).unwrap_err();
     assert_eq!(cluster.state.view(), before);
 }
@@ -166,8 +171,12 @@ fn a_canary_goes_from_nothing_to_stable_and_back() {
     let revision = cluster.revision();
     cluster.run(Command::Promote { model: digits(), revision }).unwrap();
     assert_eq!((traffic(&cluster).stable, traffic(&cluster).previous), (Version(2), Some(Version(1))));
-    cluster.run(Command::Undo { model: digits() }).unwrap();
-    assert_eq!((traffic(&cluster).stable, traffic(&cluster).previous), (Version(1), Some(Version(2))));
+    cluster.undo().unwrap();
+    assert_eq!((traffic(&cluster).stable, traffic(&cluster).previous), (Version(1), None));
+    // What was undone is no way to go back: it would be the way forward again.
+    let again = cluster.undo().unwrap_err();
+    assert_eq!(again, CommandError::NothingToUndo { model: digits() });
+    assert_eq!(traffic(&cluster).stable, Version(1));
     let kinds: Vec<_> = cluster.state.rollout(&digits()).unwrap().history;
     assert_eq!(kinds.len(), 5);
     assert!(
@@ -184,6 +193,67 @@ fn a_plan_from_another_revision_is_refused() {
     cluster.run(Command::StartRollout { target: at(2), weight: weight("50%") }).unwrap();
     let refused = cluster.run(Command::Expose { model: digits(), revision: planned }).unwrap_err();
     assert!(matches!(refused, CommandError::RevisionMismatch { .. }), "{refused}");
+    // So is an undo: somebody else promoted what its plan did not know of.
+    for version in [2, 1] {
+        cluster.run(Command::Abort { model: digits(), reason: String::new() }).unwrap_or(Outcome::Applied);
+        cluster.run(Command::StartRollout { target: at(version), weight: weight("20%") }).unwrap();
+        let revision = cluster.revision();
+        cluster.run(Command::Promote { model: digits(), revision }).unwrap();
+    }
+    let planned = Revision(cluster.revision().0 - 1);
+    let refused = cluster.run(Command::Undo { model: digits(), revision: planned }).unwrap_err();
+    assert!(matches!(refused, CommandError::RevisionMismatch { .. }), "{refused}");
+    cluster.undo().unwrap();
+}
+
+#[test]
+fn an_id_stays_that_of_its_node() {
+    let mut cluster = Cluster::new();
+    cluster.run(join(1, "a")).unwrap();
+    let before = cluster.state.view();
+    let taken = CommandError::IdTaken { node: NodeId(1), name: NodeName::new("a").unwrap() };
+    assert!(taken.to_string().contains("copied"), "it says what to do: {taken}");
+    // A data folder that was copied to another machine, also when the first is out, and when the name is known too.
+    assert_eq!(cluster.run(join(1, "b")), Err(taken.clone()));
+    cluster.run(join(2, "b")).unwrap();
+    assert_eq!(cluster.run(join(1, "b")), Err(taken.clone()));
+    for node in [1, 2] {
+        let joined = cluster.joined(node);
+        cluster.run(Command::NodeOut { node: NodeId(node), joined }).unwrap();
+    }
+    assert_eq!(cluster.run(join(1, "b")), Err(taken));
+    let name = |view: Option<View>| view.unwrap().nodes[&NodeId(1)].name.clone();
+    assert_eq!(name(cluster.state.view()), name(before));
+    cluster.run(join(1, "a")).unwrap();
+}
+
+#[test]
+fn an_exclusion_that_was_planned_before_the_last_join_comes_to_nothing() {
+    let mut cluster = Cluster::with_versions(1);
+    cluster.run(join(1, "a")).unwrap();
+    let planned = cluster.joined(1);
+    cluster.run(join(1, "a")).unwrap();
+    let exclude =
+        |joined| Command::Exclude { node: NodeId(1), joined, version: at(1), reason: String::new() };
+    let excluded = |cluster: &Cluster| {
+        cluster.state.view().unwrap().models[&digits()].versions[&Version(1)].excluded.clone()
+    };
+    cluster.run(exclude(planned)).unwrap();
+    assert_eq!(excluded(&cluster), [].into(), "it may load now what it could not then");
+    let joined = cluster.joined(1);
+    cluster.run(exclude(joined)).unwrap();
+    assert_eq!(excluded(&cluster), [NodeId(1)].into());
+}
+
+#[test]
+fn a_file_is_awaited_as_it_was_announced() {
+    let mut cluster = Cluster::new();
+    cluster.run(Command::Reserve { files: files("graph") }).unwrap();
+    let file = files("graph").files()[0].clone();
+    assert!(cluster.state.awaits_file(&file));
+    assert!(!cluster.state.awaits_file(&BundleFile { bytes: 1 << 40, ..file.clone() }), "of another size");
+    assert!(!cluster.state.awaits_file(&BundleFile { digest: Digest::of(b"other"), ..file.clone() }));
+    assert!(!cluster.state.awaits_file(&BundleFile { name: "weights".to_owned(), ..file }));
 }
 
 #[test]
@@ -218,7 +288,8 @@ fn a_join_ends_what_was_held_against_the_node() {
     cluster.run(join(1, "a")).unwrap();
     cluster.run(join(2, "b")).unwrap();
     for node in [1, 2] {
-        let exclude = Command::Exclude { node: NodeId(node), version: at(1), reason: String::new() };
+        let joined = cluster.joined(node);
+        let exclude = Command::Exclude { node: NodeId(node), joined, version: at(1), reason: String::new() };
         cluster.run(exclude).unwrap();
     }
     cluster.run(Command::Drain { node: NodeId(1), draining: true }).unwrap();
@@ -233,7 +304,7 @@ fn a_join_ends_what_was_held_against_the_node() {
     cluster.run(Command::NodeOut { node: NodeId(2), joined }).unwrap();
     cluster.run(join(3, "b")).unwrap();
     assert_eq!(excluded(&cluster), [].into());
-    let unknown = Command::Exclude { node: NodeId(2), version: at(1), reason: String::new() };
+    let unknown = Command::Exclude { node: NodeId(2), joined, version: at(1), reason: String::new() };
     assert!(matches!(cluster.run(unknown), Err(CommandError::UnknownNode { .. })));
 }
 
@@ -286,7 +357,8 @@ fn labels_keep_their_version_hosted() {
 #[test]
 fn nothing_happens_before_the_cluster_has_an_identity() {
     let mut cluster = Cluster { state: State::default(), index: 0 };
-    assert_eq!(cluster.run(Command::Undo { model: digits() }), Err(CommandError::NotInitialised));
+    let undo = Command::Undo { model: digits(), revision: Revision(1) };
+    assert_eq!(cluster.run(undo), Err(CommandError::NotInitialised));
     assert_eq!(cluster.state.view(), None);
     cluster.run(Command::Initialise { cluster: ClusterId(1) }).unwrap();
     let again = cluster.run(Command::Initialise { cluster: ClusterId(2) });
@@ -308,7 +380,7 @@ fn any_command() -> impl Strategy<Value = Command> {
             reason: String::new()
         }),
         Just(Command::Abort { model: digits(), reason: String::new() }),
-        Just(Command::Undo { model: digits() }),
+        (0u64..12).prop_map(|r| Command::Undo { model: digits(), revision: Revision(r) }),
         version.prop_map(|v| Command::SetLabel { version: at(v), label: Label::new("l").unwrap() }),
     ]
 }

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use roost_coordinator::peer::{PeerRequest, PeerResponse};
+use roost_coordinator::raft::network::RaftMessage;
+use roost_coordinator::raft::record::VoteRecord;
 use roost_protocol::frame::Kind;
 use roost_protocol::messages::control::{
     Answer, Change, ControlRequest, ControlResponse, Hello, Outcome, Query, RolloutState,
@@ -120,6 +122,110 @@ async fn a_worker_speaks_for_itself_alone() {
     forbidden(other.ask(change(RequestId(4 << 64), Change::Undo { model: digits() })).await);
     let Answer::Cluster(cluster) = operator.query(Query::Cluster).await else { panic!() };
     assert_eq!(cluster.soft.nodes[&NodeId(11)].versions.len(), 1);
+    stop_all(members).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_joins_as_itself_alone() {
+    let party = Party::new(1);
+    let members = party.members().await;
+    party.operator().await.leader().await;
+    let one = party.worker("w1", 11).await;
+    let join = |request: u128, worker: &Worker| {
+        let request = RequestId(request << 64);
+        ControlRequest::Change { request, sent: Epoch::default(), change: worker.join() }
+    };
+    // Over a connection of another node, or of none.
+    for node in [Some(NodeId(12)), None] {
+        let hello = Hello { cluster: None, node };
+        let other = party.links("w1", Role::Worker, Service::Control, hello).await;
+        let answer = ask_at(&other, party.address(1), &join(1, &one)).await;
+        assert!(matches!(answer, Err(ControlError::Forbidden { .. })), "{answer:?}");
+    }
+    one.ask(join(2, &one)).await.unwrap();
+    // Another machine, with a copy of the first one's data folder.
+    let copy = party.worker("w2", 11).await;
+    let answer = copy.ask(join(3, &copy)).await;
+    let taken = |error: &CommandError| matches!(error, CommandError::IdTaken { node: NodeId(11), .. });
+    assert!(matches!(&answer, Err(ControlError::Refused(error)) if taken(error)), "{answer:?}");
+    one.ask(join(4, &one)).await.unwrap();
+    stop_all(members).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_speaks_for_itself_alone() {
+    let party = Party::new(3);
+    let mut members = party.members().await;
+    let operator = party.operator().await;
+    operator.push(b"one").await;
+    // Whoever has not heard of a member yet takes it at its word.
+    for member in members.iter_mut().flatten() {
+        member.publishes(|published| published.view.is_some()).await;
+    }
+    let vote: VoteRecord = postcard::from_bytes(&[99, 1, 1]).unwrap();
+    let append = RaftMessage::Append { vote, previous: None, entries: Vec::new(), committed: None };
+    let query = Box::new(ControlRequest::Query(Query::Models));
+    let requests = [
+        PeerRequest::Raft { to: NodeId(3), message: Box::new(append) },
+        PeerRequest::Hold { files: files_of(b"one"), holders: Vec::new() },
+        PeerRequest::Forward { by: "anna".to_owned(), request: query },
+        PeerRequest::Soft(Box::default()),
+    ];
+    for request in &requests {
+        // The certificate of the second, and the id of the first.
+        let answer = party.peer(2, 1, 3, request).await;
+        assert!(matches!(answer, PeerResponse::Failed(ControlError::WrongNode { .. })), "{answer:?}");
+    }
+    for request in &requests[1..] {
+        let answer = party.peer(1, 1, 3, request).await;
+        assert!(!matches!(answer, PeerResponse::Failed(ControlError::WrongNode { .. })), "{answer:?}");
+    }
+    stop_all(members).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_undo_waits_for_replicas_and_is_not_undone() {
+    let party = Party::new(1);
+    let members = party.members().await;
+    let operator = party.operator().await;
+    operator.push(b"one").await;
+    operator.push(b"two").await;
+    let workers = [party.worker("w1", 11).await, party.worker("w2", 12).await];
+    for (worker, request) in workers.iter().zip(1u128..) {
+        let request = RequestId(10 << 64 | request);
+        let join = ControlRequest::Change { request, sent: Epoch::default(), change: worker.join() };
+        worker.ask(join).await.unwrap();
+    }
+    start(&operator, 2).await;
+    report_until(&operator, &workers, &[1, 2], RolloutState::Running).await;
+    operator.change(Change::Promote { model: digits() }).await.unwrap();
+    let undo = |request: u128| ControlRequest::Change {
+        request: RequestId(request << 64),
+        sent: Epoch::default(),
+        change: Change::Undo { model: digits() },
+    };
+    let stable = async || {
+        let Answer::Rollout(summary) = operator.query(Query::Rollout(digits())).await else { panic!() };
+        summary.traffic.stable
+    };
+    // They serve the second version alone: going back would leave nobody to answer.
+    for worker in &workers {
+        worker.is_heard(&[2]).await;
+    }
+    let early = ask_at(&operator.control, party.address(1), &undo(1)).await.unwrap_err();
+    assert!(matches!(early, ControlError::NotReady { ready: 0, needed: 2, .. }), "{early}");
+    assert!(early.retryable());
+    assert_eq!(stable().await, Version(2));
+    // Nothing was decided: the same request goes through once they are ready.
+    for worker in &workers {
+        worker.is_heard(&[1, 2]).await;
+    }
+    let done = operator.ask(&undo(1)).await.unwrap();
+    assert_eq!(stable().await, Version(1));
+    assert_eq!(operator.ask(&undo(1)).await.unwrap(), done);
+    let again = operator.ask(&undo(2)).await.unwrap_err();
+    assert_eq!(again, ControlError::Refused(CommandError::NothingToUndo { model: digits() }));
+    assert_eq!(stable().await, Version(1));
     stop_all(members).await;
 }
 

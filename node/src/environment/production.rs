@@ -1,10 +1,12 @@
 //! The [`Environment`] of a real process: the operating system's sockets, files, clock, entropy and threads.
 //!
-//! In reading order: [`files`] is the data folder, [`threads`] the executors and runtimes, [`machine`] what
-//! the process runs on. The simulator takes nothing from here.
+//! In reading order: [`files`] is the data folder, [`s3`] a store of bundles beside it, [`threads`] the executors and
+//! runtimes, [`machine`] what the process runs on. The simulator takes nothing from here.
 
 pub mod files;
 pub mod machine;
+#[cfg(feature = "s3")]
+pub mod s3;
 pub mod threads;
 
 use std::io;
@@ -32,11 +34,13 @@ pub fn production(data_folder: &Path, engines: Vec<Arc<dyn Engine>>) -> io::Resu
     Ok(Environment {
         network: Arc::new(TokioNetwork),
         files,
+        bundles: None,
         clock: Arc::new(OsClock),
         entropy: Arc::new(OsEntropy),
         executors: Arc::new(ThreadExecutors),
         runtimes: Arc::new(TokioRuntimes::new(machine.cores)),
         engines,
+        engines_missing: Vec::new(),
         machine,
     })
 }

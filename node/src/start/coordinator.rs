@@ -8,9 +8,9 @@ use roost_protocol::quic::bundles::BundleStore;
 use roost_protocol::quic::{Endpoint, Service};
 use roost_protocol::view::Published;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 
-use super::{Context, StartError, Started, Stop, accept, learn_cluster};
+use super::tasks::Tasks;
+use super::{Context, RoleEnd, StartError, Started, Stop, accept, learn_cluster};
 use crate::environment::{Executor, Work};
 
 /// The executor of disk work, as the coordinator wants it.
@@ -23,32 +23,35 @@ impl JobQueue for DiskQueue {
 }
 
 /// Runs the role until it is asked to stop, or fails.
-pub(super) async fn run(context: Arc<Context>, started: Started, stop: Stop) {
+pub(super) async fn run(context: Arc<Context>, started: Started, stop: Stop) -> RoleEnd {
     let (coordinator, endpoint, mut tasks) = match start(&context).await {
         Ok(parts) => parts,
         Err(error) => {
             // The starter may have given up.
             let _ = started.send(Err(error));
-            return;
+            return RoleEnd::Stopped;
         }
     };
     let _ = started.send(Ok(()));
-    tokio::select! {
-        _ = stop => {}
+    let end = tokio::select! {
+        _ = stop => RoleEnd::Stopped,
+        why = tasks.died() => RoleEnd::Died(why),
         reason = coordinator.failed() => {
             tracing::error!(
                 node = %context.config.name, reason,
                 "the coordinator stops: it answers nothing from a disk that failed. Empty the node's whole data \
                  folder, and have it join under a new identity"
             );
+            RoleEnd::GaveUp(reason)
         }
-    }
+    };
     coordinator.stop().await;
     tasks.shutdown().await;
     endpoint.close().await;
+    end
 }
 
-async fn start(context: &Context) -> Result<(Coordinator, Endpoint, JoinSet<()>), StartError> {
+async fn start(context: &Context) -> Result<(Coordinator, Endpoint, Tasks), StartError> {
     let environment = &context.environment;
     let name = context.config.name.clone();
     let address = context.entry.coordinator_address.clone().ok_or(StartError::RoleEnded("coordinator"))?;
@@ -59,10 +62,14 @@ async fn start(context: &Context) -> Result<(Coordinator, Endpoint, JoinSet<()>)
     let group = group.map(|(name, at)| GroupMember { name: name.clone(), address: at.to_owned() }).collect();
     let node = context.identity.node();
     let (high, low) = (environment.entropy.u64(), environment.entropy.u64());
+    let bundles = match &environment.bundles {
+        Some(store) => store.clone(),
+        None => environment.files.bundles("bundles")?,
+    };
     let parts = CoordinatorParts {
         storage: environment.files.database("raft.redb")?,
         queue: Arc::new(DiskQueue(environment.executors.dedicated("disk", Work::Disk))),
-        bundles: BundleStore::new(environment.files.bundles("bundles")?),
+        bundles: BundleStore::new(bundles),
         clock: environment.clock.clone(),
         dialler,
         published,
@@ -70,13 +77,13 @@ async fn start(context: &Context) -> Result<(Coordinator, Endpoint, JoinSet<()>)
         fresh_cluster: ClusterId(u128::from(high) << 64 | u128::from(low)),
     };
     let coordinator = Coordinator::start(CoordinatorConfig { node, name, address, group }, parts).await?;
-    let mut tasks = JoinSet::new();
-    tasks.spawn(learn_cluster(context.identity.clone(), follows));
+    let mut tasks = Tasks::default();
+    tasks.spawn("learn cluster", learn_cluster(context.identity.clone(), follows));
     let server = coordinator.server();
     let serve = move |accepted| {
         let server = server.clone();
         async move { server.serve(accepted).await }
     };
-    tasks.spawn(accept(endpoint.clone(), context.identity.clone(), serve));
+    tasks.spawn("accept", accept(endpoint.clone(), context.identity.clone(), serve));
     Ok((coordinator, endpoint, tasks))
 }

@@ -37,6 +37,9 @@ impl Export {
     /// # Errors
     /// [`TelemetryError::Endpoint`] or [`TelemetryError::Exporter`].
     pub fn start(endpoint: &str, service: &str, node: &str) -> Result<Self, TelemetryError> {
+        // The exporter's client wants one as soon as another part of the build gives it TLS, although it never uses it. An
+        // earlier one is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let exporter =
             SpanExporter::builder().with_http().with_endpoint(traces_url(endpoint)?).build().map_err(
                 |error| TelemetryError::Exporter { endpoint: endpoint.to_owned(), reason: error.to_string() },
@@ -95,24 +98,13 @@ pub fn adopt(span: &Span, trace: TraceContext) {
     let _ = span.set_parent(Context::new().with_remote_span_context(remote));
 }
 
-/// See [`super::current`].
-pub fn current(span: &Span) -> Option<TraceContext> {
-    let context = span.context();
-    let span = context.span();
-    let span = span.span_context();
-    span.is_valid().then(|| TraceContext {
-        trace_id: span.trace_id().to_bytes(),
-        parent_id: span.span_id().to_bytes(),
-        flags: span.trace_flags().to_u8(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader, Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::time::Duration;
 
+    use roost_client::trace::of as current;
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
@@ -143,13 +135,13 @@ mod tests {
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             let span = tracing::info_span!("infer");
             super::super::adopt(&span, Some(TRACE));
-            let outer = super::super::current(&span).unwrap();
-            let inner = span.in_scope(|| super::super::current(&tracing::info_span!("batch")).unwrap());
+            let outer = current(&span).unwrap();
+            let inner = span.in_scope(|| current(&tracing::info_span!("batch")).unwrap());
             assert_eq!((outer.trace_id, inner.trace_id), (TRACE.trace_id, TRACE.trace_id));
             assert_eq!((outer.flags, inner.flags), (1, 1));
             assert!(outer.parent_id != TRACE.parent_id && inner.parent_id != outer.parent_id);
 
-            let other = super::super::current(&tracing::info_span!("infer")).unwrap();
+            let other = current(&tracing::info_span!("infer")).unwrap();
             assert_ne!(other.trace_id, TRACE.trace_id);
         });
     }

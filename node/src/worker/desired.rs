@@ -63,6 +63,11 @@ pub fn orders(
     orders
 }
 
+/// Whether another node owns the version, or will once it is ready: what a node that stops has to wait for.
+pub fn has_heir(view: &View, ring: &Ring, me: NodeId, version: &ModelVersion) -> bool {
+    placement::owners(view, ring, &version.model, version.version).iter().any(|owner| *owner != me)
+}
+
 fn hosted<'a>(view: &'a View, version: &ModelVersion) -> Option<&'a HostedVersion> {
     view.models.get(&version.model)?.versions.get(&version.version)
 }
@@ -182,5 +187,20 @@ mod tests {
         assert_eq!(order(&view, &unknown, NodeId(1), true), Some(Order::Discard));
         view.models.clear();
         assert_eq!(order(&view, &unknown, NodeId(1), true), Some(Order::Release));
+    }
+
+    #[test]
+    fn a_version_has_an_heir_while_another_node_is_eligible() {
+        let mut view = view(2);
+        let heir = |view: &View, me| has_heir(view, &view.ring(), NodeId(me), &digits());
+        assert!(heir(&view, 0));
+        for id in [0, 1] {
+            view.nodes.get_mut(&NodeId(id)).unwrap().state = NodeState::Draining;
+        }
+        assert!(!heir(&view, 0));
+        view.nodes.get_mut(&NodeId(1)).unwrap().state = NodeState::Active;
+        assert!(heir(&view, 0));
+        hosted_mut(&mut view).excluded.insert(NodeId(1));
+        assert!(!heir(&view, 0));
     }
 }

@@ -7,7 +7,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
-use roost_protocol::error::reason;
+use roost_protocol::error::{panic_text, reason};
 use roost_protocol::manifest::{EngineChoice, Manifest};
 use roost_protocol::{InferError, ModelVersion, Tensor, TensorView};
 use tokio::time::Instant;
@@ -17,7 +17,7 @@ use super::plan::Plan;
 use super::request::{Part, Request, Timings};
 use super::rows;
 use super::scatter::Scatter;
-use crate::engine::{Bundle, Cancel, Engine, EngineError, Session};
+use crate::engine::{Bundle, Cancel, Engine, EngineError, Missing, Session};
 use crate::environment::Executor;
 
 /// An executor is gone.
@@ -37,7 +37,7 @@ pub fn submit<T: 'static>(
     executor.submit(Box::new(move || match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => teller.tell(Ok(result)),
         Err(panic) => {
-            teller.tell(Err(Died { reason: panic_text(&*panic) }));
+            teller.tell(Err(Died { reason: panicked(&*panic) }));
             resume_unwind(panic)
         }
     }));
@@ -60,10 +60,8 @@ impl<T, F: FnOnce(Result<T, Died>)> Drop for Teller<T, F> {
     }
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    reason(format_args!("it panicked: {}", text.unwrap_or("without a text")))
+fn panicked(panic: &(dyn Any + Send)) -> String {
+    reason(format_args!("it panicked: {}", panic_text(panic)))
 }
 
 /// A session that was made.
@@ -83,10 +81,11 @@ pub struct Loaded {
 /// [`LoadFailure::Passing`] otherwise.
 pub fn load(
     engines: &[Arc<dyn Engine>],
+    missing: &[Missing],
     version: ModelVersion,
     bundle: &Bundle,
 ) -> Result<Loaded, LoadFailure> {
-    let (engine, session) = make_session(engines, bundle)?;
+    let (engine, session) = make_session(engines, missing, bundle)?;
     let plan = Plan::new(version, session.signature().clone(), &bundle.manifest);
     let plan = plan.map_err(|error| LoadFailure::Final(reason(error)))?;
     Ok(Loaded { engine, plan, session })
@@ -94,7 +93,11 @@ pub fn load(
 
 type Made = (EngineChoice, Box<dyn Session>);
 
-fn make_session(engines: &[Arc<dyn Engine>], bundle: &Bundle) -> Result<Made, LoadFailure> {
+fn make_session(
+    engines: &[Arc<dyn Engine>],
+    missing: &[Missing],
+    bundle: &Bundle,
+) -> Result<Made, LoadFailure> {
     let choice = bundle.manifest.engine;
     let mut candidates = engines.iter().filter(|engine| match choice {
         EngineChoice::Auto => true,
@@ -105,7 +108,9 @@ fn make_session(engines: &[Arc<dyn Engine>], bundle: &Bundle) -> Result<Made, Lo
     loop {
         let Some(engine) = candidates.next() else {
             let why = if reasons.is_empty() {
-                format!("this node has no engine {}", engine_name(choice))
+                let absent = missing.iter().find(|missing| missing.engine == choice);
+                let reason = absent.map(|missing| format!(": {}", missing.reason)).unwrap_or_default();
+                format!("this node has no engine {}{reason}", engine_name(choice))
             } else {
                 reasons.join("; ")
             };
@@ -200,7 +205,7 @@ pub fn run(session: &mut dyn Session, plan: &Plan, batch: Batch) {
             requests.into_iter().zip(results).for_each(|(request, result)| answer(request, result))
         }
         Err(panic) => {
-            let reason = panic_text(&*panic);
+            let reason = panicked(&*panic);
             for request in requests {
                 answer(request, Err(InferError::ExecutorFailed { reason: reason.clone() }));
             }

@@ -14,7 +14,7 @@ use roost_protocol::messages::infer::{Choice, InferHeader, Named, ResponseHeader
 use roost_protocol::trace::TraceContext;
 use roost_protocol::traffic::KeyHash;
 use roost_protocol::view::View;
-use roost_protocol::{InferError, ModelVersion, RequestId, Revision, Tensor, Version};
+use roost_protocol::{InferError, ModelVersion, NodeId, RequestId, Revision, Tensor, Version};
 use tokio::time::{Instant, timeout_at};
 use tracing::Span;
 
@@ -121,7 +121,11 @@ impl WorkerHandle {
         };
         let view = shared.published.borrow().view.clone();
         if let Some(view) = &view {
-            check_traffic(view, &route.plan.version, ask)?;
+            check_traffic(view, &route.plan.version, ask, |version| {
+                let published = shared.published.borrow();
+                let serves = |node: &NodeId| published.soft.serves(*node, &route.plan.version.model, version);
+                view.nodes.keys().any(serves)
+            })?;
         }
         let Checked { inputs, rows, wanted } = check(&route.plan, inputs, outputs)?;
         permit.widen(u64::from(rows))?;
@@ -130,7 +134,7 @@ impl WorkerHandle {
             route.counters.count_failure(&InferError::DeadlineExceeded);
             return Err(InferError::DeadlineExceeded);
         }
-        let (reply, pending) = reply(ask.mode == ResponseMode::Stream);
+        let (reply, pending) = reply(ask.mode);
         let held = Arc::new(Held::new(permit, InFlight::count(&route.in_flight)));
         let queue_span = tracing::info_span!(parent: &span, "queue");
         let request = Request {
@@ -153,7 +157,7 @@ impl WorkerHandle {
             deadline: ask.deadline,
             ticket: Ticket { actor: route.actor.clone(), place, is_over: false },
             counters: route.counters.clone(),
-            is_fallback: ask.choice == Choice::Fallback,
+            choice: ask.choice,
             _span: span,
         };
         let header = Output::Header(self.header(view.as_deref(), &route));
@@ -176,16 +180,32 @@ impl WorkerHandle {
     }
 }
 
-/// Whether the traffic, as this node knows it, picks another version for the request's key.
-fn check_traffic(view: &View, version: &ModelVersion, ask: &Ask<'_>) -> Result<(), InferError> {
+/// Whether the traffic, as this node knows it, picks another version for the request's key (design §5.2). A request that
+/// fell back is sent away only where the version that is picked now is ready somewhere: else it would fall back again, and
+/// perhaps to nothing.
+fn check_traffic(
+    view: &View,
+    version: &ModelVersion,
+    ask: &Ask<'_>,
+    is_ready: impl Fn(Version) -> bool,
+) -> Result<(), InferError> {
     let Some(model) = view.models.get(&version.model) else { return Ok(()) };
     let traffic = &model.traffic;
-    let is_newer = ask.choice == Choice::Split && traffic.revision > ask.revision;
-    if is_newer && traffic.pick(&version.model, ask.key) != version.version {
-        let (used, newest) = (ask.revision.0, traffic.revision.0);
-        return Err(InferError::StaleView { model: version.model.to_string(), used, newest });
+    if traffic.revision <= ask.revision {
+        return Ok(());
     }
-    Ok(())
+    let picked = traffic.pick(&version.model, ask.key);
+    if picked == version.version {
+        return Ok(());
+    }
+    match ask.choice {
+        Choice::Pinned => Ok(()),
+        Choice::Fallback if !is_ready(picked) => Ok(()),
+        Choice::Split | Choice::Fallback => {
+            let (used, newest) = (ask.revision.0, traffic.revision.0);
+            Err(InferError::StaleView { model: version.model.to_string(), used, newest })
+        }
+    }
 }
 
 fn trailer(error: Option<InferError>, timings: Timings, in_flight: u32) -> Trailer {
@@ -236,7 +256,7 @@ struct Running {
     deadline: Instant,
     ticket: Ticket,
     counters: Arc<Counters>,
-    is_fallback: bool,
+    choice: Choice,
     _span: Span,
 }
 
@@ -267,7 +287,7 @@ impl Running {
 
     fn end(&mut self, outcome: &Outcome) {
         match &outcome.result {
-            Ok(_) => self.counters.count_answer(self.is_fallback),
+            Ok(_) => self.counters.count_answer(self.choice),
             Err(error) => self.counters.count_failure(error),
         }
         // After the deadline it may still wait or run.

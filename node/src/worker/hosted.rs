@@ -13,13 +13,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use roost_client::backoff::Jitter;
 use roost_protocol::ModelVersion;
 use roost_protocol::manifest::EngineChoice;
 use roost_protocol::view::HostedVersion;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::back_off::Jitter;
 use super::batcher::{Batcher, Place};
 use super::executor::{Died, Loaded};
 use super::lifecycle::{self, Command, Event, FetchFailure, IllegalTransition, LoadFailure, State};
@@ -220,8 +220,20 @@ impl Life {
             State::FetchWaiting(_) | State::Restarting(_) => {
                 tracing::warn!(version = %self.version, event = what, from, to, "will be tried again");
             }
-            _ if from != to => tracing::info!(version = %self.version, from, to, "moved on"),
-            _ => tracing::debug!(version = %self.version, event = what, from, to, "stayed"),
+            State::Fetching(_)
+            | State::Verifying(_)
+            | State::Loading(_)
+            | State::Warming(_)
+            | State::Ready(_)
+            | State::Draining { .. }
+            | State::Unloaded
+            | State::Failed { .. } => {
+                if from == to {
+                    tracing::debug!(version = %self.version, event = what, from, to, "stayed");
+                } else {
+                    tracing::info!(version = %self.version, from, to, "moved on");
+                }
+            }
         }
         self.state = state;
         // Ahead of the commands, so that whoever is answered by one already sees the stage that it belongs to.

@@ -13,17 +13,16 @@
 
 use std::time::Duration;
 
+use roost_client::backoff::{Backoff, Jitter};
 use roost_protocol::view::Stage;
 use tokio::time::Instant;
 
-use super::back_off::{BackOff, Jitter};
-
 /// The first wait after a fetch that failed: coordinators that are just starting are there by then.
-const FETCH_BACK_OFF: BackOff = BackOff { first: Duration::from_millis(200), max: Duration::from_secs(30) };
+const FETCH_BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(30) };
 /// Loading costs seconds of a core, so it is tried more slowly.
-const LOAD_BACK_OFF: BackOff = BackOff { first: Duration::from_secs(1), max: Duration::from_secs(10) };
+const LOAD_BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_secs(10) };
 /// A session that panics on one input serves the next, so its first restart comes soon.
-const RESTART_BACK_OFF: BackOff = BackOff { first: Duration::from_millis(100), max: Duration::from_secs(5) };
+const RESTART_BACKOFF: Backoff = Backoff { first: Duration::from_millis(100), max: Duration::from_secs(5) };
 /// Loads that may fail in a row: what fails three times fails a fourth.
 const LOAD_TRIES_MAX: u32 = 3;
 /// Fetches in a row that may bring damaged bytes, from the disk or from all holders.
@@ -301,7 +300,7 @@ fn handle_fetch_failed(mut past: Past, failure: FetchFailure, jitter: Jitter) ->
             return give_up(past, reason);
         }
     }
-    let wait = FETCH_BACK_OFF.after(past.fetch_failures, jitter);
+    let wait = FETCH_BACKOFF.after(past.fetch_failures, jitter);
     (State::FetchWaiting(past), vec![Command::Wake(wait)])
 }
 
@@ -321,7 +320,7 @@ fn handle_load_failed(mut past: Past, failure: LoadFailure, jitter: Jitter) -> N
             give_up(past, format!("{LOAD_TRIES_MAX} loads failed, the last: {reason}"))
         }
         LoadFailure::Passing(_) => {
-            let wait = LOAD_BACK_OFF.after(past.load_failures, jitter);
+            let wait = LOAD_BACKOFF.after(past.load_failures, jitter);
             (State::Restarting(past), vec![Command::Abandon, Command::Wake(wait)])
         }
     }
@@ -355,7 +354,7 @@ fn handle_death(state: State, reason: &str, now: Instant, jitter: Jitter) -> Opt
         // The sessions that are being made are fewer than are missing now: begin again.
         State::Loading(past) | State::Warming(past) | State::Ready(past) if past.live > 0 => {
             Some(mourn(past, reason, now, |past| {
-                let wait = RESTART_BACK_OFF.after(past.deaths.len() as u32, jitter);
+                let wait = RESTART_BACKOFF.after(past.deaths.len() as u32, jitter);
                 (State::Restarting(past), vec![Command::Abandon, Command::Wake(wait)])
             }))
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use roost_protocol::messages::infer::Named;
+use roost_protocol::messages::infer::{Named, ResponseMode};
 use roost_protocol::{InferError, Tensor};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -123,14 +123,15 @@ pub struct Pending {
     pub parts: Option<mpsc::Receiver<Part>>,
 }
 
-/// The way back for one answer, streamed or not.
-pub fn reply(streamed: bool) -> (Reply, Pending) {
+/// The way back for one answer.
+pub fn reply(mode: ResponseMode) -> (Reply, Pending) {
     let (done, is_done) = oneshot::channel();
-    let (parts, part) = if streamed {
-        let (parts, part) = mpsc::channel(PARTS_WAITING_MAX);
-        (Some(parts), Some(part))
-    } else {
-        (None, None)
+    let (parts, part) = match mode {
+        ResponseMode::Unary => (None, None),
+        ResponseMode::Stream => {
+            let (parts, part) = mpsc::channel(PARTS_WAITING_MAX);
+            (Some(parts), Some(part))
+        }
     };
     (Reply { done, parts }, Pending { done: is_done, parts: part })
 }
@@ -169,7 +170,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_streamed_answer_waits_for_no_reader() {
-        let (reply, mut pending) = reply(true);
+        let (reply, mut pending) = reply(ResponseMode::Stream);
         for _ in 0..PARTS_WAITING_MAX {
             reply.stream(Part::new()).unwrap();
         }
@@ -183,7 +184,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_that_is_not_streamed_has_its_parts_at_the_end() {
-        let (reply, pending) = reply(false);
+        let (reply, pending) = reply(ResponseMode::Unary);
         reply.stream(Part::new()).unwrap();
         reply.finish(Outcome { result: Ok(vec![Part::new()]), timings: Timings::default() });
         assert_eq!(pending.done.await.unwrap().result, Ok(vec![Part::new()]));

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use ractor::ActorRef;
 use roost_protocol::manifest::EngineChoice;
 use roost_protocol::messages::control::VersionStatistics;
+use roost_protocol::messages::infer::Choice;
 use roost_protocol::view::{Stage, VersionReport};
 use roost_protocol::{InferError, ModelVersion, Version};
 use tokio::sync::watch;
@@ -103,11 +104,14 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Counts an answer.
-    pub fn count_answer(&self, is_fallback: bool) {
+    /// Counts an answer to a request whose version was picked so.
+    pub fn count_answer(&self, choice: Choice) {
         self.answered.fetch_add(1, Ordering::Relaxed);
-        if is_fallback {
-            self.fallbacks.fetch_add(1, Ordering::Relaxed);
+        match choice {
+            Choice::Split | Choice::Pinned => {}
+            Choice::Fallback => {
+                self.fallbacks.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 

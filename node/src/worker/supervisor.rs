@@ -4,23 +4,23 @@
 //! actor that panics is started anew, later each time; its requests learn of its death by their replies being dropped. The
 //! supervisor keeps its own list of children, in order: ractor's is a hash map.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use roost_client::backoff::{Backoff, Jitter};
 use roost_protocol::ring::Ring;
 use roost_protocol::view::{HostedVersion, Published, Stage, View};
 use roost_protocol::{Digest, Epoch, ModelVersion};
 use tokio::time::Instant;
 
-use super::back_off::{BackOff, Jitter};
 use super::desired::{self, Order};
 use super::hosted::{self, Hosted};
 use super::shared::Shared;
 
 /// The wait after an actor's panic. It lost its sessions, so it starts from the disk.
-const RESTART_BACK_OFF: BackOff = BackOff { first: Duration::from_millis(200), max: Duration::from_secs(30) };
+const RESTART_BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(30) };
 /// An actor that lived so long is not held to what an earlier one did.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 
@@ -41,6 +41,8 @@ pub struct Children {
     children: BTreeMap<ModelVersion, Child>,
     published: Published,
     ring: Option<(Epoch, Ring)>,
+    /// Whether what an earlier life left in the cache was looked through. That takes a view: it says what is wanted.
+    tidied: bool,
 }
 
 struct Child {
@@ -48,7 +50,16 @@ struct Child {
     /// The actor and when it started; none while it waits to be started again.
     actor: Option<(ActorRef<hosted::Message>, Instant)>,
     crashes: u32,
-    released: bool,
+    wish: Wish,
+}
+
+/// What an actor was told last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    /// To host its version.
+    Wanted,
+    /// To let go of it.
+    Released,
 }
 
 impl Actor for Supervisor {
@@ -61,7 +72,13 @@ impl Actor for Supervisor {
         _myself: ActorRef<Message>,
         shared: Arc<Shared>,
     ) -> Result<Children, ActorProcessingErr> {
-        Ok(Children { shared, children: BTreeMap::new(), published: Published::default(), ring: None })
+        Ok(Children {
+            shared,
+            children: BTreeMap::new(),
+            published: Published::default(),
+            ring: None,
+            tidied: false,
+        })
     }
 
     async fn handle(
@@ -112,6 +129,18 @@ impl Actor for Supervisor {
     }
 }
 
+/// The bundles that are hosted, and those that are about to be.
+fn wanted(
+    hosting: &BTreeMap<ModelVersion, Digest>,
+    orders: &BTreeMap<ModelVersion, Order>,
+) -> BTreeSet<Digest> {
+    let started = orders.values().filter_map(|order| match order {
+        Order::Start(hosted) => Some(hosted.digest),
+        Order::Keep | Order::Release | Order::Discard => None,
+    });
+    hosting.values().copied().chain(started).collect()
+}
+
 impl Children {
     async fn look(&mut self, myself: &ActorRef<Message>) {
         let Some(view) = self.published.view.clone() else { return };
@@ -120,6 +149,13 @@ impl Children {
         let soft = self.published.soft.clone();
         let node = self.shared.node;
         let orders = desired::orders(&view, self.ring_of(&view), &soft, node, &hosting);
+        // Ahead of the first fetch, which makes room by removing what is not wanted.
+        self.shared.cache.set_wanted(wanted(&hosting, &orders));
+        if !std::mem::replace(&mut self.tidied, true)
+            && let Err(error) = self.shared.cache.tidy().await
+        {
+            tracing::warn!(%error, "the cache of bundles was not tidied up");
+        }
         for (version, order) in orders {
             self.carry_out(myself, version, order).await;
         }
@@ -141,13 +177,13 @@ impl Children {
     async fn carry_out(&mut self, myself: &ActorRef<Message>, version: ModelVersion, order: Order) {
         match order {
             Order::Start(hosted) => {
-                let child = Child { hosted, actor: None, crashes: 0, released: false };
+                let child = Child { hosted, actor: None, crashes: 0, wish: Wish::Wanted };
                 self.children.insert(version.clone(), child);
                 self.start(myself, &version).await;
             }
-            Order::Keep => self.say_wanted(&version, true),
+            Order::Keep => self.tell(&version, Wish::Wanted),
             Order::Release => {
-                self.say_wanted(&version, false);
+                self.tell(&version, Wish::Released);
                 self.forget_if_dead(&version);
             }
             Order::Discard => {
@@ -160,14 +196,17 @@ impl Children {
         }
     }
 
-    fn say_wanted(&mut self, version: &ModelVersion, wanted: bool) {
+    fn tell(&mut self, version: &ModelVersion, wish: Wish) {
         let Some(child) = self.children.get_mut(version) else { return };
-        if child.released != wanted {
+        if child.wish == wish {
             return;
         }
-        child.released = !wanted;
+        child.wish = wish;
         if let Some((actor, _)) = &child.actor {
-            let message = if wanted { hosted::Message::Wanted } else { hosted::Message::Released };
+            let message = match wish {
+                Wish::Wanted => hosted::Message::Wanted,
+                Wish::Released => hosted::Message::Released,
+            };
             // When it is ending, its end is seen to next.
             let _ = actor.cast(message);
         }
@@ -191,7 +230,7 @@ impl Children {
         match Hosted::spawn_linked(None, Hosted, arguments, myself.get_cell()).await {
             Ok((actor, _)) => {
                 child.actor = Some((actor, Instant::now()));
-                child.released = false;
+                child.wish = Wish::Wanted;
             }
             Err(error) => {
                 tracing::error!(%version, %error, "the actor of a version did not start");
@@ -217,7 +256,7 @@ impl Children {
         {
             child.crashes = 0;
         }
-        if self.children.get(&version).is_some_and(|child| child.released) {
+        if self.children.get(&version).is_some_and(|child| child.wish == Wish::Released) {
             return self.forget_if_dead(&version);
         }
         self.schedule_restart(myself, version);
@@ -227,7 +266,7 @@ impl Children {
         let Some(child) = self.children.get_mut(&version) else { return };
         child.crashes += 1;
         let jitter = Jitter::new(self.shared.environment.entropy.u64());
-        let wait = RESTART_BACK_OFF.after(child.crashes, jitter);
+        let wait = RESTART_BACKOFF.after(child.crashes, jitter);
         myself.send_after(wait, move || Message::Restart(version));
     }
 

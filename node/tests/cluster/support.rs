@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use roost_client::bundle::LocalBundle;
@@ -31,7 +31,9 @@ pub fn digits_folder() -> PathBuf {
 /// A cluster of processes. Dropping it kills them.
 pub struct Cluster {
     folder: tempfile::TempDir,
+    nodes: Vec<(String, Role)>,
     processes: BTreeMap<String, Child>,
+    variables: Vec<(&'static str, &'static str)>,
     seeds: Vec<String>,
     _turn: MutexGuard<'static, ()>,
 }
@@ -39,35 +41,81 @@ pub struct Cluster {
 impl Cluster {
     /// Starts coordinators `c1`.. and workers `w1`.., each a process.
     pub async fn start(coordinators: usize, workers: usize) -> Self {
+        let mut cluster = Self::prepare(coordinators, workers).await;
+        cluster.spawn_all();
+        cluster
+    }
+
+    /// The config of such a cluster in a folder of its own, without certificates and without a process yet.
+    pub async fn prepare(coordinators: usize, workers: usize) -> Self {
         let turn = ONE_AT_A_TIME.lock().await;
         let folder = tempfile::tempdir().unwrap();
-        let names: Vec<(String, Role)> = (1..=coordinators)
+        let nodes: Vec<(String, Role)> = (1..=coordinators)
             .map(|i| (format!("c{i}"), Role::Coordinator))
             .chain((1..=workers).map(|i| (format!("w{i}"), Role::Worker)))
             .collect();
-        let addresses = free_addresses(names.len());
-        write_certificates(folder.path(), &names);
+        let seeds = free_addresses(nodes.len());
         let mut config = "cluster = \"test\"\n".to_owned();
-        for ((name, role), address) in names.iter().zip(&addresses) {
+        for ((name, role), address) in nodes.iter().zip(&seeds) {
             let key = if *role == Role::Coordinator { "coordinator_address" } else { "address" };
             let _ =
                 writeln!(config, "[[node]]\nname = \"{name}\"\nroles = [\"{role}\"]\n{key} = \"{address}\"");
         }
         std::fs::write(folder.path().join("cluster.toml"), config).unwrap();
-        let mut cluster = Self { folder, processes: BTreeMap::new(), seeds: addresses, _turn: turn };
-        for (name, _) in &names {
-            cluster.spawn(name);
-        }
-        cluster
+        let (processes, variables) = (BTreeMap::new(), Vec::new());
+        Self { folder, nodes, processes, variables, seeds, _turn: turn }
     }
 
-    fn spawn(&mut self, name: &str) {
+    /// Adds to the config, and to the environment of the processes.
+    pub fn configure(&mut self, more: &str, variables: &[(&'static str, &'static str)]) {
+        let path = self.folder.path().join("cluster.toml");
+        let config = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, config + more).unwrap();
+        self.variables.extend(variables);
+    }
+
+    /// Starts all nodes of a prepared cluster.
+    pub fn spawn_all(&mut self) {
+        self.issue_certificates();
+        for (name, _) in self.nodes.clone() {
+            self.spawn(&name);
+        }
+    }
+
+    /// Certificates for all nodes, and for `anna`, who may do everything.
+    pub fn issue_certificates(&self) {
+        write_certificates(self.folder.path(), &self.nodes);
+    }
+
+    /// Where config, certificates, logs and data lie.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The names and roles of all nodes, running or not.
+    pub fn nodes(&self) -> &[(String, Role)] {
+        &self.nodes
+    }
+
+    /// The addresses of all nodes, in the same order.
+    pub fn addresses(&self) -> &[String] {
+        &self.seeds
+    }
+
+    /// What a node has logged so far.
+    pub fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.log_of(name)).unwrap()
+    }
+
+    /// Starts a node of the config.
+    pub fn spawn(&mut self, name: &str) {
         let log = std::fs::File::options().create(true).append(true).open(self.log_of(name)).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_roost-node"))
             .arg("--config")
             .arg(self.folder.path().join("cluster.toml"))
             .args(["--name", name])
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+            .envs(self.variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -115,15 +163,21 @@ impl Cluster {
         let mut child = self.processes.remove(name).unwrap();
         let told = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
         assert!(told.success());
-        let deadline = Instant::now() + PATIENCE;
-        let status = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break status;
-            }
-            assert!(Instant::now() < deadline, "{name} has not stopped");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        };
+        let status = ended(&mut child, name).await;
         assert!(status.success(), "{name}: {status}");
+    }
+
+    /// The data folder of a node.
+    pub fn data_of(&self, name: &str) -> PathBuf {
+        self.folder.path().join("data").join(name)
+    }
+
+    /// Waits until a process has failed by itself, and returns its log.
+    pub async fn ended(&mut self, name: &str) -> String {
+        let mut child = self.processes.remove(name).unwrap();
+        let status = ended(&mut child, name).await;
+        assert!(!status.success(), "{name} ended well");
+        self.log(name)
     }
 
     /// Ends all processes.
@@ -155,6 +209,25 @@ impl Drop for Cluster {
     }
 }
 
+/// The files in a folder; none when it is not there.
+pub fn files(folder: &Path) -> usize {
+    std::fs::read_dir(folder).into_iter().flatten().count()
+}
+
+/// Waits until a process has ended by itself. One that does not is killed, and fails the test.
+pub async fn ended(child: &mut Child, what: &str) -> ExitStatus {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    panic!("{what} has not ended");
+}
+
 /// Addresses on loopback that were free a moment ago.
 fn free_addresses(count: usize) -> Vec<String> {
     let sockets: Vec<_> = (0..count).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
@@ -166,7 +239,9 @@ fn write_certificates(folder: &Path, names: &[(String, Role)]) {
     std::fs::create_dir_all(&certs).unwrap();
     let (cluster, validity) = (ClusterName::new("test").unwrap(), Validity::days(&OsClock, 1));
     let authority = Authority::create(cluster.clone(), validity).unwrap();
-    std::fs::write(certs.join("ca.pem"), authority.pem().certificate).unwrap();
+    let pem = authority.pem();
+    std::fs::write(certs.join("ca.pem"), pem.certificate).unwrap();
+    std::fs::write(certs.join("ca.key"), pem.key).unwrap();
     let issue = |name: &str, roles: &[Role]| {
         let roles: BTreeSet<Role> = roles.iter().copied().collect();
         let identity = PeerIdentity { cluster: cluster.clone(), roles, name: Tenant::new(name).unwrap() };
@@ -214,6 +289,16 @@ impl Digits {
             images: pixels.map(|p| Tensor::from_elements(&[1, 1, 8, 8], p.to_vec()).unwrap()).collect(),
             labels: read("heldout_labels.npy").elements::<i64>().unwrap().to_vec(),
         }
+    }
+
+    /// What one of them shows.
+    pub fn label(&self, i: usize) -> String {
+        self.labels[i].to_string()
+    }
+
+    /// The 64 pixels of one of them, row by row.
+    pub fn pixels(&self, i: usize) -> &[f32] {
+        self.images[i].elements::<f32>().unwrap()
     }
 
     /// Asks about one of them.

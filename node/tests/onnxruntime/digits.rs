@@ -1,5 +1,6 @@
 //! The models of the repository, on the held-out images.
 
+use roost_client::npy;
 use roost_node::engine::{Cancel, Dim, EngineError, Port, Session};
 use roost_protocol::{DType, Tensor, TensorView};
 
@@ -8,14 +9,14 @@ use crate::onnx::{repository, run};
 
 fn images() -> Vec<f32> {
     let file = std::fs::read(repository().join("deploy/models/digits/heldout_images.npy")).unwrap();
-    let images = npyz::NpyFile::new(&file[..]).unwrap();
-    assert_eq!(images.shape(), [450, 1, 8, 8]);
-    images.into_vec().unwrap()
+    let images = npy::read(&file).unwrap();
+    assert_eq!(images.shape().dims(), [450, 1, 8, 8]);
+    images.elements::<f32>().unwrap().to_vec()
 }
 
 fn labels() -> Vec<i64> {
     let file = std::fs::read(repository().join("deploy/models/digits/heldout_labels.npy")).unwrap();
-    npyz::NpyFile::new(&file[..]).unwrap().into_vec().unwrap()
+    npy::read(&file).unwrap().elements::<i64>().unwrap().to_vec()
 }
 
 /// Which of the held-out images the model gets right, at a batch size.

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use roost_client::npy;
 use roost_node::engine::Engine;
 use roost_node::engine::onnxruntime::OnnxRuntime;
 use roost_protocol::manifest::EngineChoice;
 use roost_protocol::quic::Role;
+use roost_protocol::tensor::Element;
 use roost_protocol::view::Stage;
 use roost_protocol::{InferError, Tensor};
 
@@ -25,9 +27,9 @@ fn files(version: &str) -> Files {
     Files::new(read("model.onnx"), std::str::from_utf8(&read("model.toml")).unwrap())
 }
 
-fn array<T: npyz::Deserialize>(name: &str) -> Vec<T> {
+fn array<T: Element>(name: &str) -> Vec<T> {
     let file = std::fs::read(folder().join(name)).unwrap();
-    npyz::NpyFile::new(&file[..]).unwrap().into_vec().unwrap()
+    npy::read(&file).unwrap().elements::<T>().unwrap().to_vec()
 }
 
 async fn start(versions: &[(&str, Files)]) -> Start {

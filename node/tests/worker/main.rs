@@ -6,10 +6,14 @@
 
 #[cfg(feature = "onnxruntime")]
 mod digits;
+mod eviction;
 mod exchange;
 mod failures;
+mod fallback;
 mod lives;
 mod queue;
 mod requests;
 mod script;
+#[cfg(feature = "otlp")]
+mod trace;
 mod world;

@@ -55,7 +55,8 @@ fn hello() -> Hello {
     Hello { cluster: Some(ClusterId(1)), node: Some(ME) }
 }
 
-async fn dialler(roles: &[Role]) -> Dialler {
+/// Who dials as somebody with these roles.
+pub async fn dialler(roles: &[Role]) -> Dialler {
     Dialler::new(endpoint(roles, &[]).await, hello)
 }
 
@@ -116,11 +117,11 @@ impl Store {
         Self { bundles: BundleStore::new(objects.clone()), objects }
     }
 
-    /// Flips a bit of a bundle's model.
+    /// Has a bundle's model be here with a bit flipped.
     pub async fn damage(&self, files: &Files) {
-        let digest = files.list().files().iter().find(|file| file.name == MODEL_FILE).unwrap().digest;
-        let path = Path::from(format!("blobs/{digest}"));
-        let mut bytes = self.objects.get(&path).await.unwrap().bytes().await.unwrap().to_vec();
+        let (_, bytes) = files.0.iter().find(|(name, _)| *name == MODEL_FILE).unwrap();
+        let path = Path::from(format!("blobs/{}", Digest::of(bytes)));
+        let mut bytes = bytes.to_vec();
         bytes[0] ^= 1;
         self.objects.put(&path, bytes.into()).await.unwrap();
     }
@@ -153,8 +154,9 @@ pub struct World {
     pub handle: WorkerHandle,
     pub store: Store,
     pub reports: watch::Receiver<Arc<Vec<VersionReport>>>,
-    published: watch::Sender<Published>,
-    address: String,
+    pub published: watch::Sender<Published>,
+    /// Where the worker is reached.
+    pub address: String,
     _folder: tempfile::TempDir,
 }
 
@@ -211,7 +213,7 @@ impl Start {
 
     /// Runs until all versions are ready.
     pub async fn ready(self) -> World {
-        let versions = self.view.models.values().map(|model| model.versions.len()).sum();
+        let versions: usize = self.view.models.values().map(|model| model.versions.len()).sum();
         let mut world = self.run().await;
         world
             .until(|reports| {

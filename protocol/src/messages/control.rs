@@ -41,7 +41,8 @@ pub enum ControlRequest {
     Query(Query),
     /// The view and the soft state, and all later ones. Answered by [`WatchUpdate`] frames until the stream ends.
     Watch {
-        /// The epoch that the watcher has; a delta follows if this node still knows it, else the full view.
+        /// The epoch that the watcher has: nothing until there is a later one, then a delta if this node still knows it, else
+        /// the full view.
         from: Option<Epoch>,
         /// The models that the watcher wants to know of.
         models: Watched,
@@ -110,7 +111,8 @@ pub enum Change {
         /// Why.
         reason: String,
     },
-    /// Makes the stable version before the last promotion the stable one again.
+    /// Makes the stable version before the last promotion the stable one again, once it has replicas. An undo is not
+    /// undone by another.
     Undo {
         /// The model.
         model: ModelName,

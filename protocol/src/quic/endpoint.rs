@@ -1,22 +1,26 @@
 //! Endpoints: dialling, accepting, and the greeting of both sides.
 //!
-//! One endpoint is one UDP socket; the ALPN of a connection says which service it is for. Both sides greet each other
-//! with their cluster's id before anything else, so that a node of another cluster, or one whose folder was emptied, is
-//! turned away with a typed error.
+//! One endpoint is one UDP socket; the ALPN of a connection says which service it is for. Before anything else both sides
+//! compare the clusters that their certificates were issued for, and greet each other with their cluster's id, so that a
+//! node of another cluster, or one whose folder was emptied, is turned away with a typed error.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
-use super::network::Network;
+use super::network::{Network, of_family};
+use super::roles;
+use super::service::Service;
 use super::stream::{StreamError, read_message, write_message};
-use super::tls::{Clock, Credentials, CredentialsError, IdentityError, NODE_DNS_NAME, PeerIdentity, Role};
+use super::tls::{Clock, Credentials, CredentialsError, IdentityError, NODE_DNS_NAME, PeerIdentity};
+use super::watch::WATCHES_MAX;
 use crate::error::ControlError;
 use crate::frame::Kind;
 use crate::ids::{ClusterId, NodeId};
@@ -36,43 +40,8 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// Handshakes that one endpoint carries at once; more are refused at once, so that a flood costs no memory.
 const HANDSHAKES_MAX: usize = 1_024;
-
-/// What a connection is for. Each has its own connections, so that a bundle in transfer never delays a vote.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Service {
-    /// Inference.
-    Infer,
-    /// Changes, reads, watches, heartbeats.
-    Control,
-    /// Coordinators among themselves.
-    Raft,
-    /// Bundles.
-    Bundle,
-}
-
-impl Service {
-    /// Every service.
-    pub const ALL: [Self; 4] = [Self::Infer, Self::Control, Self::Raft, Self::Bundle];
-
-    /// The name and number of the protocol, as TLS negotiates it.
-    pub fn alpn(self) -> &'static str {
-        match self {
-            Self::Infer => "roost-infer/1",
-            Self::Control => "roost-control/1",
-            Self::Raft => "roost-raft/1",
-            Self::Bundle => "roost-bundle/1",
-        }
-    }
-
-    /// The roles that may connect.
-    pub fn roles(self) -> &'static [Role] {
-        match self {
-            Self::Infer | Self::Control => &Role::ALL,
-            Self::Raft => &[Role::Coordinator],
-            Self::Bundle => &[Role::Coordinator, Role::Worker, Role::Operator],
-        }
-    }
-}
+/// Connections of one endpoint: every node of a large cluster and as many clients. Beyond, whoever comes is refused at once.
+const CONNECTIONS_MAX: usize = 8_192;
 
 /// Why an endpoint could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +68,15 @@ pub struct Endpoint {
     quic: quinn::Endpoint,
     network: Arc<dyn Network>,
     clients: Arc<BTreeMap<Service, quinn::ClientConfig>>,
+    /// Who this side is.
+    identity: Arc<PeerIdentity>,
+}
+
+/// A connection that came in, its handshake still to be done by [`Accepted::greet`].
+pub struct Incoming {
+    quic: quinn::Incoming,
+    /// Who this side is.
+    identity: Arc<PeerIdentity>,
 }
 
 impl Endpoint {
@@ -129,7 +107,8 @@ impl Endpoint {
             .collect::<Result<_, EndpointError>>()?;
         let quic = quinn::Endpoint::new_with_abstract_socket(config, server, socket, network.runtime())
             .map_err(bind)?;
-        Ok(Self { quic, network, clients: Arc::new(clients) })
+        let identity = Arc::new(credentials.identity().clone());
+        Ok(Self { quic, network, clients: Arc::new(clients), identity })
     }
 
     /// The address that is bound.
@@ -137,14 +116,14 @@ impl Endpoint {
         self.quic.local_addr().ok()
     }
 
-    /// The next connection, its handshake still to be done by [`Accepted::greet`]. `None` once the endpoint is closed.
-    pub async fn accept(&self) -> Option<quinn::Incoming> {
+    /// The next connection. `None` once the endpoint is closed.
+    pub async fn accept(&self) -> Option<Incoming> {
         loop {
-            let incoming = self.quic.accept().await?;
-            if self.quic.open_connections() < HANDSHAKES_MAX * 8 {
-                return Some(incoming);
+            let quic = self.quic.accept().await?;
+            if self.quic.open_connections() < CONNECTIONS_MAX {
+                return Some(Incoming { quic, identity: self.identity.clone() });
             }
-            incoming.refuse();
+            quic.refuse();
         }
     }
 
@@ -204,9 +183,21 @@ pub struct Link {
     pub hello: Hello,
     /// Its address, as it was dialled or as it came.
     pub address: Arc<str>,
+    /// Room for the watches that the other side may hold here.
+    watches: Arc<Semaphore>,
 }
 
 impl Link {
+    fn new(connection: Connection, peer: PeerIdentity, hello: Hello, address: &str) -> Self {
+        let watches = Arc::new(Semaphore::new(WATCHES_MAX));
+        Self { connection, peer, hello, address: address.into(), watches }
+    }
+
+    /// Room for one more watch of the other side, until it is dropped; `None` when it holds as many as it may.
+    pub(super) fn watch_permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.watches.clone().try_acquire_owned().ok()
+    }
+
     /// Opens a stream for one request.
     ///
     /// # Errors
@@ -236,11 +227,6 @@ impl Link {
     /// Closes the connection and all its streams.
     pub fn close(&self) {
         self.connection.close(VarInt::from_u32(0), b"");
-    }
-
-    /// The smoothed round-trip time.
-    pub fn rtt(&self) -> Duration {
-        self.connection.rtt()
     }
 
     /// Sends a cold message on a stream of its own and reads its answer.
@@ -309,7 +295,8 @@ impl Accepted {
     /// # Errors
     /// [`GreetError`] when the peer is not of this cluster, lacks the role for the service, or does not greet in time. It
     /// was told, and the connection is closed.
-    pub async fn greet(incoming: quinn::Incoming, ours: impl FnOnce() -> Hello) -> Result<Self, GreetError> {
+    pub async fn greet(incoming: Incoming, ours: impl FnOnce() -> Hello) -> Result<Self, GreetError> {
+        let Incoming { quic: incoming, identity } = incoming;
         let address = incoming.remote_address().to_string();
         let failed = |reason: String| GreetError::Handshake { address: address.clone(), reason };
         let greet = async {
@@ -322,18 +309,20 @@ impl Accepted {
             let (mut send, mut recv) = connection.accept_bi().await.map_err(|e| failed(e.to_string()))?;
             let hello: Hello = read_message(&mut recv, Kind::Hello).await?;
             let ours = ours();
-            let verdict =
-                check_service(service, &peer).and_then(|()| check_cluster(ours.cluster, hello.cluster));
+            let verdict = check_certificate(&identity, &peer)
+                .and_then(|()| roles::check(roles::of_service(service), &peer))
+                .and_then(|()| check_cluster(ours.cluster, hello.cluster));
             let answer = verdict.clone().map(|()| ours);
             write_message(&mut send, Kind::Hello, &answer).await?;
             super::stream::finish(&mut send);
             if let Err(error) = verdict {
+                tracing::warn!(target: "audit", peer = %peer.to_uri(), service = service.alpn(), %error, "turned away");
                 // The refusal must arrive before the close.
                 let _ = send.stopped().await;
                 connection.close(VarInt::from_u32(1), b"refused");
                 return Err(error.into());
             }
-            Ok(Self { service, link: Link { connection, peer, hello, address: address.as_str().into() } })
+            Ok(Self { service, link: Link::new(connection, peer, hello, &address) })
         };
         match tokio::time::timeout(Duration::from_millis(DIAL_MS_MAX), greet).await {
             Ok(result) => result,
@@ -342,22 +331,19 @@ impl Accepted {
     }
 }
 
-fn check_service(service: Service, peer: &PeerIdentity) -> Result<(), ControlError> {
-    if peer.has_any(service.roles()) {
+/// Whether both certificates were issued for one cluster: several clusters may trust one CA.
+fn check_certificate(ours: &PeerIdentity, theirs: &PeerIdentity) -> Result<(), ControlError> {
+    if ours.cluster == theirs.cluster {
         return Ok(());
     }
-    let needed: Vec<_> = service.roles().iter().map(|role| role.name()).collect();
-    Err(ControlError::Forbidden {
-        needed: needed.join(" or "),
-        name: peer.name.to_string(),
-        roles: peer.roles_text(),
-    })
+    let (ours, theirs) = (ours.cluster.clone(), theirs.cluster.clone());
+    Err(ControlError::ForeignCertificate { ours, theirs })
 }
 
 fn check_cluster(ours: Option<ClusterId>, theirs: Option<ClusterId>) -> Result<(), ControlError> {
     match (ours, theirs) {
         (Some(ours), Some(theirs)) if ours != theirs => Err(ControlError::WrongCluster { ours, theirs }),
-        _ => Ok(()),
+        (Some(ClusterId(_)) | None, Some(ClusterId(_)) | None) => Ok(()),
     }
 }
 
@@ -379,11 +365,6 @@ impl Dialler {
         (self.hello)()
     }
 
-    /// The endpoint that it dials from.
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
-    }
-
     /// Connects to a node at `host:port`.
     ///
     /// # Errors
@@ -391,12 +372,13 @@ impl Dialler {
     pub async fn dial(&self, address: &str, service: Service) -> Result<Link, GreetError> {
         let failed = |reason: String| GreetError::Handshake { address: address.to_owned(), reason };
         let dial = async {
-            let at = self.endpoint.network.resolve(address).await.map_err(|e| failed(e.to_string()))?;
-            let config = self.endpoint.clients[&service].clone();
-            let connecting = self.endpoint.quic.connect_with(config, at, NODE_DNS_NAME);
-            let connection = connecting.map_err(|e| failed(e.to_string()))?.await;
-            let connection = connection.map_err(|e| failed(e.to_string()))?;
+            let connection = self.connect(address, service).await.map_err(failed)?;
             let peer = PeerIdentity::of(&connection)?;
+            if let Err(error) = check_certificate(&self.endpoint.identity, &peer) {
+                tracing::warn!(target: "audit", peer = %peer.to_uri(), address, %error, "turned away");
+                connection.close(VarInt::from_u32(1), b"refused");
+                return Err(error.into());
+            }
             let (mut send, mut recv) = connection.open_bi().await.map_err(|e| failed(e.to_string()))?;
             let ours = (self.hello)();
             write_message(&mut send, Kind::Hello, &ours).await?;
@@ -404,93 +386,38 @@ impl Dialler {
             let theirs: Result<Hello, ControlError> = read_message(&mut recv, Kind::Hello).await?;
             let theirs = theirs?;
             check_cluster(ours.cluster, theirs.cluster)?;
-            Ok(Link { connection, peer, hello: theirs, address: address.into() })
+            Ok(Link::new(connection, peer, theirs, address))
         };
         match tokio::time::timeout(Duration::from_millis(DIAL_MS_MAX), dial).await {
             Ok(result) => result,
             Err(_) => Err(failed(format!("no answer within {DIAL_MS_MAX} ms"))),
         }
     }
-}
 
-/// Links to nodes by address, one each, made when first needed and made anew when broken.
-#[derive(Clone)]
-pub struct Links {
-    dialler: Dialler,
-    service: Service,
-    links: Arc<Mutex<BTreeMap<Arc<str>, Arc<Slot>>>>,
-}
-
-/// The link to one address.
-#[derive(Default)]
-struct Slot {
-    /// Dials that were made; says whether one ended while a caller waited for its turn.
-    dials: AtomicU64,
-    last: tokio::sync::Mutex<Option<Result<Link, ControlError>>>,
-}
-
-impl Links {
-    /// No links yet.
-    pub fn new(dialler: Dialler, service: Service) -> Self {
-        Self { dialler, service, links: Arc::default() }
-    }
-
-    /// The dialler that makes the links.
-    pub fn dialler(&self) -> &Dialler {
-        &self.dialler
-    }
-
-    /// The link to a node, dialled if there is none that works. Callers that come together share one dial and its outcome.
-    /// The dial goes on when the caller gives up: a caller in a hurry, such as a vote, must not keep a slow link from
-    /// ever being made.
-    ///
-    /// # Errors
-    /// [`GreetError`] when it cannot be made.
-    pub async fn to(&self, address: &str) -> Result<Link, GreetError> {
-        let slot = {
-            let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-            match links.get(address) {
-                Some(slot) => slot.clone(),
-                None => links.entry(address.into()).or_default().clone(),
-            }
-        };
-        if let Ok(last) = slot.last.try_lock()
-            && let Some(Ok(link)) = last.as_ref().filter(|last| last.as_ref().is_ok_and(Link::is_open))
-        {
-            return Ok(link.clone());
-        }
-        let seen = slot.dials.load(Ordering::Acquire);
-        let (dialler, service, to) = (self.dialler.clone(), self.service, address.to_owned());
-        let dial = tokio::spawn(async move {
-            let mut last = slot.last.lock().await;
-            match last.as_ref() {
-                Some(Ok(link)) if link.is_open() => return Ok(link.clone()),
-                Some(Err(error)) if slot.dials.load(Ordering::Acquire) > seen => return Err(error.clone()),
-                Some(_) | None => {}
-            }
-            let dialled = dialler.dial(&to, service).await.map_err(|error| error.into_control(&to));
-            *last = Some(dialled.clone());
-            slot.dials.fetch_add(1, Ordering::AcqRel);
-            dialled
-        });
-        match dial.await {
-            Ok(dialled) => Ok(dialled?),
-            Err(error) => {
-                Err(GreetError::Handshake { address: address.to_owned(), reason: error.to_string() })
+    /// Tries the addresses of a name that the socket can reach, one after the other. Each gets its share of the time that is
+    /// left, so that the last is tried too when those ahead of it are silent.
+    async fn connect(&self, address: &str, service: Service) -> Result<Connection, String> {
+        let resolved = self.endpoint.network.resolve(address).await.map_err(|error| error.to_string())?;
+        let addresses = of_family(&resolved, self.endpoint.local_address());
+        let deadline = Instant::now() + Duration::from_millis(DIAL_MS_MAX);
+        let mut failure = format!("none of its addresses {resolved:?} can be reached from this socket");
+        for (at, left) in addresses.iter().zip((1..=addresses.len() as u32).rev()) {
+            let config = self.endpoint.clients[&service].clone();
+            let connecting = match self.endpoint.quic.connect_with(config, *at, NODE_DNS_NAME) {
+                Ok(connecting) => connecting,
+                Err(error) => {
+                    failure = error.to_string();
+                    continue;
+                }
+            };
+            let within = deadline.saturating_duration_since(Instant::now()) / left;
+            match tokio::time::timeout(within, connecting).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => failure = error.to_string(),
+                Err(_) => failure = format!("{at} does not answer"),
             }
         }
-    }
-
-    /// Forgets the nodes at other addresses than these, closing links to them.
-    pub fn keep_only(&self, wanted: impl Fn(&str) -> bool) {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        links.retain(|address, slot| {
-            let keep = wanted(address);
-            if !keep && let Ok(last) = slot.last.try_lock() {
-                last.iter().flatten().for_each(Link::close);
-            }
-            keep
-        });
+        Err(failure)
     }
 }
 

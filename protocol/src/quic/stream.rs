@@ -42,9 +42,13 @@ impl From<quinn::ConnectionError> for StreamError {
 }
 
 impl StreamError {
-    /// The error as the control plane says it of `node`.
+    /// The error as the control plane says it of `node`, whose response was being read.
     pub fn into_control(self, node: &str) -> ControlError {
         match self {
+            // QUIC finishes the streams that a dying process drops: it ends a response where it stood.
+            Self::Frame(FrameError::Truncated) => {
+                ControlError::Unreachable { node: node.to_owned(), reason: reason(self) }
+            }
             Self::Frame(error) => ControlError::Malformed { what: reason(error) },
             Self::Broken(_) | Self::Ended => {
                 ControlError::Unreachable { node: node.to_owned(), reason: reason(self) }
@@ -52,9 +56,12 @@ impl StreamError {
         }
     }
 
-    /// The error as the data plane says it of `node`.
+    /// The error as the data plane says it of `node`, whose response was being read.
     pub fn into_infer(self, node: &str) -> InferError {
         match self {
+            Self::Frame(FrameError::Truncated) => {
+                InferError::Unreachable { node: node.to_owned(), reason: reason(self) }
+            }
             Self::Frame(error) => InferError::Malformed { what: reason(error) },
             Self::Broken(_) | Self::Ended => {
                 InferError::Unreachable { node: node.to_owned(), reason: reason(self) }

@@ -2,7 +2,7 @@
 
 use roost_protocol::error::{CommandError, ControlError, InferError};
 use roost_protocol::frame::Kind;
-use roost_protocol::ids::{ClusterId, NodeId, Revision, Version};
+use roost_protocol::ids::{ClusterId, ClusterName, NodeId, Revision, Version};
 use roost_protocol::messages::control::{ControlResponse, Hello};
 
 use super::infer::trailer;
@@ -72,6 +72,10 @@ pub fn infer_errors() -> Vec<InferError> {
     ]
 }
 
+fn cluster_name(name: &str) -> ClusterName {
+    ClusterName::new(name).expect("a name")
+}
+
 fn control_errors() -> Vec<ControlError> {
     let text = str::to_owned;
     vec![
@@ -82,9 +86,13 @@ fn control_errors() -> Vec<ControlError> {
         ControlError::NotCoordinator { coordinators: vec![text("127.0.0.1:7300"), text("127.0.0.1:7301")] },
         ControlError::Forbidden { needed: text("operator"), name: text("anna"), roles: text("client") },
         ControlError::WrongCluster { ours: cluster(), theirs: ClusterId(2) },
+        ControlError::ForeignCertificate { ours: cluster_name("demo"), theirs: cluster_name("prod") },
         ControlError::WrongNode { name: node_name("a") },
         ControlError::DigestMismatch { file: text("model.onnx"), expected: text("aa"), actual: text("bb") },
         ControlError::NoBundle { digest: text("aa") },
+        ControlError::NotReserved { file: text("model.onnx") },
+        ControlError::NotReady { version: model_version(1), ready: 1, needed: 2 },
+        ControlError::LimitExceeded { what: text("watches of one connection"), max: 16, actual: 17 },
         ControlError::Malformed { what: text("bytes left over") },
         ControlError::Storage { reason: text("no space left") },
         ControlError::Unreachable { node: text("127.0.0.1:7300"), reason: text("timed out") },
@@ -109,9 +117,10 @@ fn command_errors() -> Vec<CommandError> {
         CommandError::BadManifest { reason: text("limits.rows_max is 0") },
         CommandError::LimitExceeded { what: text("models"), max: 4096, actual: 4097 },
         CommandError::NameTaken { name: node_name("a") },
+        CommandError::IdTaken { node: NodeId(7), name: node_name("a") },
         CommandError::UnknownNode { name: NodeId(7).to_string() },
         CommandError::AlreadyInitialised { cluster: cluster() },
         CommandError::NotInitialised,
-        CommandError::RequestTooOld { sent: epoch(7), oldest: epoch(300) },
+        CommandError::RequestTooOld { sent: epoch(7), oldest: epoch(300), present: epoch(90_000) },
     ]
 }

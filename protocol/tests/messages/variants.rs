@@ -50,12 +50,12 @@ variants! {
     }
     CommandError {
         UnknownModel, UnknownVersion, UnknownLabel, RolloutInProgress, NoRollout, AlreadyStable, NothingToUndo,
-        BadSteps, RevisionMismatch, NotReady, NotReserved, TooFewHolders, BadManifest, LimitExceeded, NameTaken,
+        BadSteps, RevisionMismatch, NotReady, NotReserved, TooFewHolders, BadManifest, LimitExceeded, NameTaken, IdTaken,
         UnknownNode, AlreadyInitialised, NotInitialised, RequestTooOld,
     }
     ControlError {
-        Refused, NotLeader, NoQuorum, NotCoordinator, Forbidden, WrongCluster, WrongNode, DigestMismatch, NoBundle,
-        Malformed, Storage, Unreachable,
+        Refused, NotLeader, NoQuorum, NotCoordinator, Forbidden, WrongCluster, ForeignCertificate, WrongNode,
+        DigestMismatch, NoBundle, NotReserved, NotReady, LimitExceeded, Malformed, Storage, Unreachable,
     }
     ControlRequest { Change, Query, Watch, Heartbeat }
     ControlResponse { Done, Answer, Heard, Failed }

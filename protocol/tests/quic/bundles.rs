@@ -82,14 +82,16 @@ struct Holder {
     objects: Arc<InMemory>,
     store: BundleStore,
     links: Arc<Mutex<Vec<Link>>>,
+    /// Bundles of which it found a file to be damaged while it gave it away.
+    lost: Arc<Mutex<Vec<Digest>>>,
 }
 
 impl Holder {
     /// A node that takes what `takes` says.
-    async fn start(takes: fn(&Digest) -> bool) -> Self {
+    async fn start(takes: fn(&BundleFile) -> bool) -> Self {
         let (objects, store) = store();
-        let (links, address) = serve(store.clone(), takes).await;
-        Self { address, objects, store, links }
+        let (links, address, lost) = serve(store.clone(), takes).await;
+        Self { address, objects, store, links, lost }
     }
 
     /// A node that holds the bundle.
@@ -104,6 +106,18 @@ impl Holder {
         self.links.lock().expect("nobody panics with it").iter().for_each(Link::close);
     }
 
+    /// Waits until it has removed what it found to be damaged.
+    async fn discards(&self, bundle: &Bundle) {
+        let gone = async {
+            while self.lost.lock().expect("nobody panics with it").is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        within("the end of a damaged file", gone).await;
+        let held = self.store.holds(&bundle.list.digest()).await;
+        assert!(!held.expect("memory does not fail"));
+    }
+
     /// Replaces a file's bytes below the store.
     async fn damage(&self, file: &BundleFile, bytes: Bytes) {
         let path = Path::from(format!("blobs/{}", file.digest));
@@ -112,27 +126,33 @@ impl Holder {
 }
 
 /// Serves a store on a free port.
-async fn serve(store: BundleStore, takes: fn(&Digest) -> bool) -> (Arc<Mutex<Vec<Link>>>, String) {
+async fn serve(
+    store: BundleStore,
+    takes: fn(&BundleFile) -> bool,
+) -> (Arc<Mutex<Vec<Link>>>, String, Arc<Mutex<Vec<Digest>>>) {
     let mut node = Listener::start(&[Service::Bundle]).await;
     let (address, links) = (node.address.clone(), Arc::<Mutex<Vec<Link>>>::default());
-    let accepted = links.clone();
+    let (accepted, lost) = (links.clone(), Arc::<Mutex<Vec<Digest>>>::default());
+    let loses = lost.clone();
     tokio::spawn(async move {
         loop {
             let link = node.link().await;
             accepted.lock().expect("nobody panics with it").push(link.clone());
-            let store = store.clone();
+            let (store, loses) = (store.clone(), loses.clone());
             tokio::spawn(async move {
                 while let Ok((mut send, mut recv)) = link.accept().await {
-                    let store = store.clone();
+                    let (store, loses) = (store.clone(), loses.clone());
                     tokio::spawn(async move {
                         // A stream that breaks shows at the other side.
-                        let _ = bundles::serve(&store, &mut send, &mut recv, takes).await;
+                        if let Ok(lost) = bundles::serve(&store, &mut send, &mut recv, takes).await {
+                            loses.lock().expect("nobody panics with it").extend(lost);
+                        }
                     });
                 }
             });
         }
     });
-    (links, address)
+    (links, address, lost)
 }
 
 async fn links() -> Links {
@@ -156,7 +176,7 @@ async fn a_bundle_goes_up_and_comes_down() {
         Arc::new(LocalFileSystem::new_with_prefix(folder.path()).unwrap().with_fsync(true))
     };
     let theirs = BundleStore::new(on_disk(&folders[0]));
-    let (_, address) = serve(theirs.clone(), |_| true).await;
+    let (_, address, _) = serve(theirs.clone(), |_| true).await;
     let links = links().await;
     assert_eq!(bundle.upload(&links, &address).await.unwrap(), bundle.list.bytes());
     bundle.assert_in(&theirs).await;
@@ -193,6 +213,62 @@ async fn a_fetch_goes_on_where_a_holder_broke_off() {
     assert!(!second.links.lock().unwrap().is_empty(), "the second holder was asked");
     // Bytes that were here when the first broke off did not travel again.
     assert!(progress.is_sorted(), "{progress:?}");
+}
+
+#[tokio::test]
+async fn one_holder_that_breaks_off_again_and_again_is_enough() {
+    let bundle = Bundle::new(MODEL_BYTES);
+    let holder = Holder::of(&bundle).await;
+    let (_, ours) = store();
+    let (mut progress, mut breaks, holders) = (Vec::new(), 0u64, [holder.address.clone()]);
+    let (digest, links) = (bundle.list.digest(), links().await);
+    let list = fetch(&ours, &links, &holders, &digest, |here, _| {
+        progress.push(here);
+        if here >= (breaks + 1) * 8 * CHUNK_BYTES_MAX {
+            breaks += 1;
+            holder.break_off();
+        }
+    });
+    assert_eq!(within("the bundle", list).await.unwrap(), bundle.list);
+    bundle.assert_in(&ours).await;
+    assert!(holder.links.lock().unwrap().len() > 3, "it broke off a few times");
+    assert!(progress.is_sorted(), "no byte travelled twice: {progress:?}");
+    assert!(holder.lost.lock().unwrap().is_empty() && holder.store.holds(&digest).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_is_not_held() {
+    let bundle = Bundle::new(1000);
+    let holder = Holder::of(&bundle).await;
+    let digest = bundle.list.digest();
+    assert!(holder.store.holds(&digest).await.unwrap());
+    // Its bytes are fewer than they should be, then there are none.
+    holder.damage(&bundle.model().0, Bytes::from_static(b"torn")).await;
+    assert!(!holder.store.holds(&digest).await.unwrap());
+    assert_eq!(holder.store.missing(&bundle.list).await.unwrap(), [bundle.model().0.clone()]);
+    holder.objects.delete(&Path::from(format!("blobs/{}", bundle.model().0.digest))).await.unwrap();
+    assert!(!holder.store.holds(&digest).await.unwrap());
+    let (_, result) = fetched(&bundle, &[&holder]).await;
+    assert!(matches!(result, Err(TransferError::NoHolder { .. })), "{result:?}");
+}
+
+#[tokio::test]
+async fn damage_ends_the_bundles_that_have_the_file_and_no_others() {
+    let (one, other) = (Bundle::new(1000), Bundle::new(2000));
+    let holder = Holder::of(&one).await;
+    other.put_into(&holder.store).await;
+    let (file, _) = one.model();
+    assert_eq!(holder.store.discard_damaged(&file.digest).await.unwrap(), [], "it is sound");
+    let mut flipped = one.model().1.to_vec();
+    flipped[999] ^= 0x80;
+    holder.damage(file, flipped.into()).await;
+    assert!(holder.store.holds(&one.list.digest()).await.unwrap(), "nobody has read it yet");
+    assert_eq!(holder.store.discard_damaged(&file.digest).await.unwrap(), [one.list.digest()]);
+    assert_eq!(holder.store.discard_damaged(&file.digest).await.unwrap(), [], "it is gone");
+    assert_eq!(holder.store.held().await.unwrap(), [other.list.digest()]);
+    // The files that both have stay.
+    assert_eq!(holder.store.missing(&one.list).await.unwrap(), std::slice::from_ref(file));
+    other.assert_in(&holder.store).await;
 }
 
 #[tokio::test]
@@ -234,27 +310,31 @@ fn damages(bundle: &Bundle) -> [(&'static str, Bytes); 4] {
 #[tokio::test]
 async fn damaged_bytes_are_fetched_elsewhere() {
     let bundle = Bundle::new(2 * CHUNK_BYTES_MAX as usize + 7);
-    let (bad, good) = (Holder::of(&bundle).await, Holder::of(&bundle).await);
+    let good = Holder::of(&bundle).await;
     for (what, bytes) in damages(&bundle) {
+        let bad = Holder::of(&bundle).await;
         bad.damage(&bundle.model().0, bytes).await;
         let (ours, result) = fetched(&bundle, &[&bad, &good]).await;
         assert_eq!(result.unwrap_or_else(|error| panic!("{what}: {error}")), bundle.list);
         bundle.assert_in(&ours).await;
+        // Whoever gave the damaged bytes knows it too, and says so from then on.
+        bad.discards(&bundle).await;
+        assert_eq!(bad.store.missing(&bundle.list).await.unwrap(), [bundle.model().0.clone()], "{what}");
+        assert_eq!(*bad.lost.lock().unwrap(), [bundle.list.digest()], "{what}");
     }
+    assert!(good.store.holds(&bundle.list.digest()).await.unwrap() && good.lost.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
 async fn a_bundle_that_is_damaged_everywhere_is_not_taken() {
     let bundle = Bundle::new(2 * CHUNK_BYTES_MAX as usize + 7);
-    let (first, second) = (Holder::of(&bundle).await, Holder::of(&bundle).await);
     for (what, bytes) in damages(&bundle) {
+        let (first, second) = (Holder::of(&bundle).await, Holder::of(&bundle).await);
         first.damage(&bundle.model().0, bytes.clone()).await;
         second.damage(&bundle.model().0, bytes).await;
         let (ours, result) = fetched(&bundle, &[&first, &second]).await;
-        // Bytes that are missing are not told from a connection that broke.
         let reasons = match result.expect_err(what) {
-            TransferError::Damaged { reasons, .. } if !what.starts_with("shorter") => reasons,
-            TransferError::NoHolder { reasons, .. } if what.starts_with("shorter") => reasons,
+            TransferError::Damaged { reasons, .. } => reasons,
             error => panic!("{what}: {error}"),
         };
         for holder in [&first, &second] {
@@ -272,12 +352,12 @@ async fn what_nobody_announced_is_refused() {
     // A file that is refused while most of it is still to be sent, and one that fits the first packets.
     for bytes in [MODEL_BYTES, 1000] {
         let bundle = Bundle::new(bytes);
-        let holder = Holder::start(|digest| *digest == Digest::of(b"")).await;
+        let holder = Holder::start(|file| file.bytes == 0).await;
         let links = links().await;
         let error = within("the refusal", bundle.upload(&links, &holder.address)).await.unwrap_err();
-        let announced = |what: &str| what == "a file that nobody announced; reserve the push first";
+        let named = |file: &str| [MODEL_FILE, MANIFEST_FILE].contains(&file);
         assert!(
-            matches!(&error, TransferError::Refused(ControlError::Malformed { what }) if announced(what)),
+            matches!(&error, TransferError::Refused(ControlError::NotReserved { file }) if named(file)),
             "{bytes} bytes: {error}"
         );
         assert_eq!(holder.store.missing(&bundle.list).await.unwrap().len(), 2);

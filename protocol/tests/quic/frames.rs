@@ -123,6 +123,31 @@ async fn a_stream_that_ends_or_breaks_is_told_apart() {
 }
 
 #[tokio::test]
+async fn a_response_that_stops_half_way_is_asked_for_elsewhere() {
+    let mut node = Listener::start(&[Service::Control]).await;
+    let link = dialler(&[Role::Client]).await.dial(&node.address, Service::Control).await.unwrap();
+    let served = node.link().await;
+    let response = encode_message(Kind::ControlResponse, &ControlResponse::Heard(Term(1))).unwrap();
+    let query = ControlRequest::Query(Query::Models);
+    for bytes in [0, 5, Prefix::BYTES, response.len() - 1] {
+        let answer = async {
+            let (mut send, _recv) = served.accept().await.unwrap();
+            send.write_all(&response[..bytes]).await.unwrap();
+            // Dropped, as in a process that dies: QUIC finishes the stream.
+        };
+        let ask = link.ask::<_, ControlResponse>((Kind::ControlRequest, &query), Kind::ControlResponse);
+        let ((), asked) = within("the end", async { tokio::join!(answer, ask) }).await;
+        let error = asked.unwrap_err();
+        let infer = match &error {
+            StreamError::Ended => StreamError::Ended,
+            StreamError::Frame(FrameError::Truncated) => FrameError::Truncated.into(),
+            error => panic!("{bytes} bytes: {error}"),
+        };
+        assert!(error.into_control("a").retryable() && infer.into_infer("a").retryable(), "{bytes} bytes");
+    }
+}
+
+#[tokio::test]
 async fn a_large_frame_arrives_whole() {
     let mut node = Listener::start(&[Service::Infer]).await;
     let link = dialler(&[Role::Client]).await.dial(&node.address, Service::Infer).await.unwrap();

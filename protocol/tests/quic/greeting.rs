@@ -1,16 +1,21 @@
 //! Who may speak to whom: certificates, services, clusters.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
+use quinn::AsyncUdpSocket;
 use roost_protocol::error::ControlError;
 use roost_protocol::frame::Kind;
-use roost_protocol::ids::{ClusterId, NodeId};
+use roost_protocol::ids::{ClusterId, ClusterName, NodeId};
 use roost_protocol::messages::control::Hello;
 use roost_protocol::quic::endpoint::{EndpointError, GreetError};
 use roost_protocol::quic::tls::{CredentialsError, IdentityError};
 use roost_protocol::quic::{
-    Endpoint, Links, Role, Service, StreamError, TokioNetwork, finish, read_frame, write_message,
+    Dialler, Endpoint, Links, Network, Role, Service, StreamError, TokioNetwork, finish, read_frame, roles,
+    write_message,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -20,7 +25,7 @@ use crate::party::{CA, CLUSTER, Ca, IN_2026, Listener, credentials, dialler, dia
 #[tokio::test]
 async fn both_sides_learn_who_the_other_is() {
     let mut node = Listener::start(&Service::ALL).await;
-    let dialler = dialler(&[Role::Coordinator, Role::Operator]).await;
+    let dialler = dialler(&[Role::Coordinator, Role::Client]).await;
     for service in Service::ALL {
         let link = dialler.dial(&node.address, service).await.unwrap();
         assert_eq!(link.hello, hello());
@@ -28,7 +33,7 @@ async fn both_sides_learn_who_the_other_is() {
         let accepted = node.greeted().await.unwrap();
         assert_eq!(accepted.service, service);
         assert_eq!(accepted.link.hello, Hello { cluster: Some(CLUSTER), node: None });
-        assert_eq!(accepted.link.peer.to_uri(), "roost://demo/coordinator+operator/anna");
+        assert_eq!(accepted.link.peer.to_uri(), "roost://demo/coordinator+client/anna");
     }
 }
 
@@ -63,19 +68,59 @@ async fn each_service_wants_its_roles() {
     for role in Role::ALL {
         let dialler = dialler(&[role]).await;
         for service in Service::ALL {
-            let allowed = service.roles().contains(&role);
+            let needed_roles = roles::of_service(service);
+            let allowed = needed_roles.contains(&role);
             match dialler.dial(&node.address, service).await {
                 Ok(_) => assert!(allowed, "{role} for {service:?}"),
                 Err(GreetError::Refused(ControlError::Forbidden { needed, name, roles })) => {
                     assert!(!allowed, "{role} for {service:?}");
                     assert_eq!((name.as_str(), roles.as_str()), ("anna", role.name()));
-                    assert!(needed.split(" or ").any(|needed| needed == "coordinator"), "{needed}");
+                    let names: Vec<_> = needed_roles.iter().map(|role| role.name()).collect();
+                    assert_eq!(needed, names.join(" or "));
                 }
                 Err(error) => panic!("{role} for {service:?}: {error}"),
             }
             assert_eq!(node.greeted().await.is_ok(), allowed, "{role} for {service:?}");
         }
     }
+}
+
+/// Roles, services that they may connect for.
+#[test]
+fn the_roles_of_services() {
+    let may = |role: Role| -> Vec<Service> {
+        Service::ALL.into_iter().filter(|service| roles::of_service(*service).contains(&role)).collect()
+    };
+    assert_eq!(may(Role::Client), [Service::Infer, Service::Control]);
+    assert_eq!(may(Role::Gateway), [Service::Infer, Service::Control]);
+    assert_eq!(may(Role::Operator), [Service::Control, Service::Bundle]);
+    assert_eq!(may(Role::Worker), [Service::Control, Service::Bundle]);
+    assert_eq!(may(Role::Coordinator), [Service::Control, Service::Raft, Service::Bundle]);
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_cluster_is_refused_on_both_sides() {
+    let mut node = Listener::start(&[Service::Control]).await;
+    // Signed by the same CA, and the greeting says nothing of a cluster.
+    let nobody = Hello { cluster: None, node: None };
+    let foreign = |role| CA.issue_for("prod", &[role], "b");
+    let dialler = dialler_with(&foreign(Role::Operator), nobody.clone()).await;
+    let name = |name: &str| ClusterName::new(name).unwrap();
+    let theirs = ControlError::ForeignCertificate { ours: name("prod"), theirs: name("demo") };
+    let refused = |error: GreetError, expected: &ControlError| match error {
+        GreetError::Refused(error) => assert_eq!(error, *expected),
+        error => panic!("{error}"),
+    };
+    refused(dialler.dial(&node.address, Service::Control).await.unwrap_err(), &theirs);
+    // A dialler that does not look is told by the node.
+    node.greeted().await.unwrap_err();
+    let connection = raw_as(&node, vec![b"roost-control/1".to_vec()], "prod").await.unwrap();
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    write_message(&mut send, Kind::Hello, &nobody).await.unwrap();
+    let frame = read_frame(&mut recv).await.unwrap().unwrap();
+    let ours = ControlError::ForeignCertificate { ours: name("demo"), theirs: name("prod") };
+    assert_eq!(frame.message::<Result<Hello, ControlError>>().unwrap(), Err(ours.clone()));
+    refused(node.greeted().await.unwrap_err(), &ours);
 }
 
 #[tokio::test]
@@ -141,7 +186,16 @@ fn is_about_protocols(reason: &str) -> bool {
 
 /// Dials with quinn alone.
 async fn raw(node: &Listener, alpn: Vec<Vec<u8>>) -> Result<quinn::Connection, quinn::ConnectionError> {
-    let (ca, certificate, key) = CA.issue_pem(&[Role::Worker], "b");
+    raw_as(node, alpn, "demo").await
+}
+
+/// Dials with quinn alone and a certificate for a cluster.
+async fn raw_as(
+    node: &Listener,
+    alpn: Vec<Vec<u8>>,
+    cluster: &str,
+) -> Result<quinn::Connection, quinn::ConnectionError> {
+    let (ca, certificate, key) = CA.issue_pem_for(cluster, &[Role::Worker], "b");
     let certificate_of = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
     let mut roots = rustls::RootCertStore::empty();
     roots.add(certificate_of(&ca)).expect("a CA");
@@ -242,4 +296,41 @@ async fn a_closed_node_breaks_its_links() {
     node.endpoint.close().await;
     within("the close", link.closed()).await;
     assert!(matches!(link.open().await, Err(StreamError::Broken(_))));
+}
+
+/// A network whose names have these addresses.
+#[derive(Debug)]
+struct Names(Vec<SocketAddr>);
+
+impl Network for Names {
+    fn bind<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Arc<dyn AsyncUdpSocket>>> {
+        TokioNetwork.bind(address)
+    }
+
+    fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+        Box::pin(std::future::ready(Ok(self.0.clone())))
+    }
+}
+
+#[tokio::test]
+async fn all_addresses_of_a_name_are_tried() {
+    let mut node = Listener::start(&[Service::Control]).await;
+    let at: SocketAddr = node.address.parse().unwrap();
+    // Bound and silent; of another family; the node.
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let addresses = vec![SocketAddr::new([0; 16].into(), at.port()), silent.local_addr().unwrap(), at];
+    let credentials = CA.issue(&[Role::Client], "anna");
+    let bind = |names| {
+        let network = Arc::new(Names(names));
+        let credentials = &credentials;
+        async move {
+            let endpoint = Endpoint::bind(network, "127.0.0.1:0", &[], credentials, &[7; 64], [9; 32]).await;
+            Dialler::new(endpoint.expect("loopback has free ports"), hello)
+        }
+    };
+    let link = bind(addresses.clone()).await.dial("a-name:1", Service::Control).await.unwrap();
+    assert_eq!(&*link.address, "a-name:1");
+    node.link().await;
+    let error = bind(addresses[..1].to_vec()).await.dial("a-name:1", Service::Control).await.unwrap_err();
+    assert!(error.to_string().contains("can be reached from this socket"), "{error}");
 }

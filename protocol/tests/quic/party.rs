@@ -46,14 +46,24 @@ impl Ca {
 
     /// Credentials of a node or a client, which believes that it is 2026.
     pub fn issue(&self, roles: &[Role], name: &str) -> Credentials {
-        let (ca, certificate, key) = self.issue_pem(roles, name);
+        self.issue_for("demo", roles, name)
+    }
+
+    /// The same for another cluster.
+    pub fn issue_for(&self, cluster: &str, roles: &[Role], name: &str) -> Credentials {
+        let (ca, certificate, key) = self.issue_pem_for(cluster, roles, name);
         credentials(&ca, &certificate, &key, IN_2026).expect("the CA issues good credentials")
     }
 
     /// The CA, a certificate of the twenties, and its key, as PEM.
     pub fn issue_pem(&self, roles: &[Role], name: &str) -> (String, String, String) {
+        self.issue_pem_for("demo", roles, name)
+    }
+
+    /// The same for another cluster.
+    pub fn issue_pem_for(&self, cluster: &str, roles: &[Role], name: &str) -> (String, String, String) {
         let identity = PeerIdentity {
-            cluster: "demo".parse().expect("a name"),
+            cluster: cluster.parse().expect("a name"),
             roles: roles.iter().copied().collect(),
             name: name.parse().expect("a name"),
         };

@@ -24,7 +24,8 @@ A profile says which cluster and as whom. It is TOML; paths are relative to its 
   key = \"certs/anna.key\"
 
 A first rollout:
-  roost push digits models/digits/v2
+  roost push digits models/digits/v1                the first version takes all traffic
+  roost push digits models/digits/v2                the second none yet
   roost rollout start digits@2 --steps 20%
   roost rollout status digits
   roost infer digits --key user-42 --input image=images.npy --rows 0..4

@@ -95,7 +95,7 @@ pub fn published() -> Published {
         ]
         .into(),
     };
-    Published { view: Some(Arc::new(view)), soft: Arc::new(soft) }
+    Published::new(Some(Arc::new(view)), Arc::new(soft))
 }
 
 /// What its leader `b` says.

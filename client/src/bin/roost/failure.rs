@@ -94,11 +94,15 @@ fn of_control(error: &ControlError) -> Option<&'static str> {
         ControlError::Forbidden { .. } => Some(
             "use a profile with such a certificate, as from `roost certs issue NAME --roles operator,client`",
         ),
-        ControlError::WrongCluster { .. } | ControlError::WrongNode { .. } => {
+        ControlError::WrongCluster { .. }
+        | ControlError::ForeignCertificate { .. }
+        | ControlError::WrongNode { .. } => {
             Some("`nodes` in the profile names nodes of another cluster than its certificate is for")
         }
         ControlError::DigestMismatch { .. } => Some("a file changed while it was sent; push again"),
-        ControlError::NoBundle { .. } => Some("push the bundle again"),
+        ControlError::NoBundle { .. } | ControlError::NotReserved { .. } => Some("push the bundle again"),
+        ControlError::NotReady { .. } => Some("try again once the replicas are ready"),
+        ControlError::LimitExceeded { .. } => None,
         ControlError::Storage { .. } => Some("look at that node's log, and at its disk"),
         ControlError::Malformed { .. } => Some("`roost --version` and that of the nodes may differ too much"),
     }

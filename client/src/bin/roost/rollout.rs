@@ -35,6 +35,12 @@ Example:
     /// Ends the rollout: all traffic goes to the stable version
     Abort(AbortArguments),
     /// Makes the stable version before the last promotion the stable one again
+    #[command(after_help = "\
+All traffic goes back in one switch, once the version that it goes back to has replicas. An undo is not
+undone by another: `roost rollout start` leads to the other version again.
+
+Example:
+  roost rollout undo digits")]
     Undo(ModelArgument),
     /// Lists what happened to a model's traffic, oldest first
     History(ModelArgument),

@@ -1,5 +1,7 @@
 //! Which outcome a request has, however often it is asked.
 
+use roost_protocol::limits::OUTCOMES_MAX;
+
 use super::*;
 
 #[test]
@@ -46,6 +48,36 @@ fn a_refusal_of_the_plan_leaves_the_request_open() {
     let pushed = cluster.ask(2, commit(&[1, 2]));
     assert_eq!(pushed, Ok(Outcome::Pushed { version: Version(3), stable: false }));
     assert_eq!(cluster.ask(2, commit(&[])), pushed);
+}
+
+#[test]
+fn refusals_do_not_make_new_requests_too_old() {
+    let mut cluster = Cluster::with_versions(2);
+    let refused = Command::RemoveLabel { model: digits(), label: Label::new("none").unwrap() };
+    // Each is sent by somebody who has the view of that moment.
+    let ask = |cluster: &mut Cluster, request: u128, sent, command| {
+        let request = Some(RequestId(request));
+        cluster.propose(&Proposal { request, sent, at_ms: 1, by: "anna".to_owned(), command })
+    };
+    let first = cluster.state.view_epoch();
+    for request in 0..=OUTCOMES_MAX as u128 {
+        let sent = cluster.state.view_epoch();
+        let result = ask(&mut cluster, request, sent, refused.clone());
+        assert!(matches!(result, Err(CommandError::UnknownLabel { .. })), "{request}: {result:?}");
+    }
+    assert!(cluster.state.view_epoch() > first, "the view has moved on");
+    let label = Command::SetLabel { version: at(1), label: Label::new("prod").unwrap() };
+    let sent = cluster.state.view_epoch();
+    assert_eq!(ask(&mut cluster, 1 << 64, sent, label.clone()), Ok(Outcome::Applied));
+
+    // Who has no view at all is told the present epoch, for a request that was never sent before.
+    let Err(CommandError::RequestTooOld { present, .. }) =
+        ask(&mut cluster, 2 << 64, Epoch::default(), label.clone())
+    else {
+        panic!("nobody can tell whether it was carried out")
+    };
+    assert_eq!(present, cluster.state.epoch());
+    assert_eq!(ask(&mut cluster, 3 << 64, present, label), Ok(Outcome::Applied));
 }
 
 #[test]

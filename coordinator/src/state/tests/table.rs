@@ -27,6 +27,8 @@ fn the_table_of_a_rollout() {
     paused.run(Command::Pause { model: digits(), revision, reason: "one replica".to_owned() }).unwrap();
     let mut promoted = Cluster { state: running.state.clone(), index: running.index };
     promoted.run(Command::Promote { model: digits(), revision }).unwrap();
+    let mut undone = Cluster { state: promoted.state.clone(), index: promoted.index };
+    undone.undo().unwrap();
 
     let (mut table, mut edges) = (String::new(), String::new());
     let states = [
@@ -35,6 +37,7 @@ fn the_table_of_a_rollout() {
         ("running", running),
         ("paused", paused),
         ("promoted", promoted),
+        ("undone", undone),
     ];
     for (name, cluster) in &states {
         let revision = cluster.revision();
@@ -47,7 +50,9 @@ fn the_table_of_a_rollout() {
             ("resume", Command::Resume { model: model.clone(), revision }),
             ("promote", Command::Promote { model: model.clone(), revision }),
             ("abort", Command::Abort { model: model.clone(), reason: "why".to_owned() }),
-            ("undo", Command::Undo { model }),
+            ("undo", Command::Undo { model: model.clone(), revision }),
+            // As planned before somebody else's change.
+            ("undo late", Command::Undo { model, revision: Revision(revision.0 - 1) }),
         ];
         for (event, command) in events {
             let mut after = Cluster { state: cluster.state.clone(), index: cluster.index };
@@ -55,8 +60,9 @@ fn the_table_of_a_rollout() {
                 Ok(_) => describe(&after),
                 Err(error) => format!("refused: {error}"),
             };
-            writeln!(table, "{name:10} {event:8} {result}").unwrap();
-            if describe(&after) != describe(cluster) {
+            writeln!(table, "{name:10} {event:9} {result}").unwrap();
+            // After an undo it is as if nothing had been promoted: a state of its own in the table alone.
+            if describe(&after) != describe(cluster) && *name != "undone" {
                 writeln!(edges, "    {name} -> {} [label=\"{event}\"];", node(&after)).unwrap();
             }
         }

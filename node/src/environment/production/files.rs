@@ -4,10 +4,11 @@
 //! lives, since two processes with one NodeId would both answer for it. Small files are replaced by way of a
 //! new file and a rename.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
@@ -26,6 +27,8 @@ const NEW_SUFFIX: &str = ".new";
 #[derive(Debug)]
 pub struct OsFiles {
     folder: PathBuf,
+    /// Folders of bundles that were opened; what lies in them half-written is from this process from then on.
+    opened: Mutex<BTreeSet<String>>,
     /// Unlocked when it is closed.
     _lock: File,
 }
@@ -42,7 +45,7 @@ impl OsFiles {
         make_folder(&folder).map_err(at)?;
         let lock = private().create(true).truncate(false).open(folder.join(LOCK_FILE)).map_err(at)?;
         lock_alone(&lock, &folder)?;
-        Ok(Self { folder, _lock: lock })
+        Ok(Self { folder, opened: Mutex::default(), _lock: lock })
     }
 
     /// The path of a file in the folder.
@@ -101,6 +104,9 @@ impl Files for OsFiles {
         let at = |error: io::Error| in_file(&path, &error);
         make_folder(&path).map_err(at)?;
         self.sync_folder().map_err(at)?;
+        if self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned()) {
+            remove_staged(&path).map_err(at)?;
+        }
         let store = LocalFileSystem::new_with_prefix(&path).map_err(|error| at(io::Error::other(error)))?;
         Ok(Arc::new(store.with_fsync(true)))
     }
@@ -121,6 +127,25 @@ fn make_folder(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(path)
+}
+
+/// Removes what uploads left that a crash cut off: `object_store` writes them under `NAME#NUMBER` until they are whole, and
+/// hides such files from its listings for ever.
+fn remove_staged(folder: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_staged(&entry.path())?;
+        } else if is_staged(&entry.file_name().to_string_lossy()) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn is_staged(name: &str) -> bool {
+    let number = name.rsplit_once('#').map_or("", |(_, number)| number);
+    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Locks a file of `path` until it is closed.
@@ -227,6 +252,32 @@ mod tests {
         assert_eq!(std::fs::read(folder.path().join("data/bundles/ab/cd")).unwrap(), b"weights");
         let again: Vec<_> = files.bundles("bundles").unwrap().list(None).try_collect().await.unwrap();
         assert_eq!(again.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_a_crash_left_of_an_upload_is_removed_at_the_next_start_only() {
+        let (folder, files) = open();
+        let path = object_store::path::Path::from("blobs/cd");
+        let left = || std::fs::read_dir(folder.path().join("data/bundles/blobs")).unwrap().count();
+        let store = files.bundles("bundles").unwrap();
+        let mut upload = object_store::ObjectStoreExt::put_multipart(&*store, &path).await.unwrap();
+        upload.put_part("half".into()).await.unwrap();
+        files.bundles("bundles").unwrap();
+        assert_eq!(left(), 1, "it goes on");
+        // As SIGKILL does: nothing tidies up.
+        std::mem::forget(upload);
+        drop(files);
+        std::fs::write(folder.path().join("data/bundles/blobs/ab"), "whole").unwrap();
+        OsFiles::open(&folder.path().join("data")).unwrap().bundles("bundles").unwrap();
+        assert_eq!(left(), 1);
+        assert!(folder.path().join("data/bundles/blobs/ab").exists());
+    }
+
+    #[test]
+    fn staged_files_are_told_by_their_names() {
+        let staged = ["ab#1", "ab#42", "a#b#3"];
+        assert!(staged.iter().all(|name| is_staged(name)));
+        assert!(!["ab", "ab#", "#", "ab#x", "ab#1x", ""].iter().any(|name| is_staged(name)));
     }
 
     /// `redb` takes a backend by its type. As elsewhere in Roost, it does not pass `redb`'s locks on.

@@ -85,12 +85,14 @@ impl Life {
         for (index, slot) in self.slots.iter().enumerate() {
             let Slot::Preparing(executor) = slot else { continue };
             let (myself, bundle) = (self.myself.clone(), bundle.clone());
-            let (engines, version) = (self.shared.environment.engines.clone(), self.version.clone());
+            let environment = &self.shared.environment;
+            let (engines, missing) = (environment.engines.clone(), environment.engines_missing.clone());
+            let version = self.version.clone();
             let told = move |result: Result<Result<Loaded, LoadFailure>, Died>| {
                 let result = Worked::Loaded(index, result.unwrap_or_else(|died| Err(passing(died))));
                 tell(&myself, Message::Worked { work, result });
             };
-            executor::submit(&**executor, move || executor::load(&engines, version, &bundle), told);
+            executor::submit(&**executor, move || executor::load(&engines, &missing, version, &bundle), told);
         }
     }
 
@@ -198,12 +200,13 @@ async fn fetch_bundle(
 ) -> Result<(), FetchFailure> {
     let (store, digest) = (shared.cache.store(), &hosted.digest);
     if !holds_all(store, digest).await {
-        if let Err(error) = shared.cache.make_room(hosted.bytes).await {
-            tracing::warn!(%error, "no room was made in the cache of bundles");
-        }
         let view = shared.published.borrow().view.clone();
         let holders = view.map(|view| holders(&view, shared.node)).unwrap_or_default();
-        bundles::fetch(store, &shared.links, &holders, digest, progress).await.map_err(fetch_failure)?;
+        let list = bundles::fetch_list(&shared.links, &holders, digest).await.map_err(fetch_failure)?;
+        // Given back when this is given up, too.
+        let _room = shared.cache.reserve(&list).await;
+        let fetched = bundles::fetch_files(store, &shared.links, &holders, &list, progress).await;
+        fetched.map_err(fetch_failure)?;
     }
     shared.cache.touch(*digest).await;
     Ok(())

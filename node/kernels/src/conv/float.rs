@@ -1,0 +1,441 @@
+//! Convolution in f32: dense and grouped on the GEMM's tiles, depthwise on a kernel of its own.
+
+use crate::conv::depthwise::DepthwiseArgs;
+use crate::conv::shape::{Line, Span, chunks, lines};
+use crate::conv::{ConvShape, ShapeError};
+use crate::elementwise::UnaryKernel;
+use crate::gemm::tile::{Clamp, Taps, TileArgs};
+use crate::gemm::{Epilogue, Gemm, Matrix, RowsMut, cut, extent, pack_columns, packed_columns};
+use crate::table::Kernels;
+
+/// The images that a convolution reads.
+#[derive(Debug, Clone, Copy)]
+pub enum ConvInput<'a> {
+    /// `[images, height, width, channels]`; a pixel's channels lie together, pixels are `pixel` elements apart.
+    Nhwc {
+        /// The elements.
+        data: &'a [f32],
+        /// From a pixel to the next; at least the channels.
+        pixel: usize,
+    },
+    /// `[images, channels, height, width]`, dense: for the first layer, which so needs no transpose.
+    Nchw {
+        /// The elements.
+        data: &'a [f32],
+    },
+}
+
+/// A planned convolution, for any number of images.
+#[derive(Clone, Copy)]
+pub struct Conv {
+    kernels: &'static Kernels,
+    shape: ConvShape,
+    output: [usize; 2],
+}
+
+impl Kernels {
+    /// Plans a convolution.
+    ///
+    /// # Errors
+    /// [`ShapeError`] when the shape makes no sense.
+    pub fn conv(&'static self, shape: ConvShape) -> Result<Conv, ShapeError> {
+        Ok(Conv { kernels: self, output: shape.output()?, shape })
+    }
+}
+
+/// Strides of an input, in elements.
+#[derive(Clone, Copy)]
+struct Strides {
+    image: usize,
+    row: usize,
+    pixel: usize,
+    channel: usize,
+}
+
+impl Conv {
+    /// Rows and columns of the output.
+    pub fn output(&self) -> [usize; 2] {
+        self.output
+    }
+
+    /// The shape that was planned.
+    pub fn shape(&self) -> &ConvShape {
+        &self.shape
+    }
+
+    /// Elements of the packed weights.
+    pub fn packed_len(&self) -> usize {
+        if self.shape.is_depthwise() {
+            self.shape.taps() * self.shape.channels
+        } else {
+            self.shape.groups * self.group_len()
+        }
+    }
+
+    /// Packs weights `[filters, channels / groups, kernel y, kernel x]`.
+    ///
+    /// # Panics
+    /// When a length is not what the shape says.
+    pub fn pack(&self, weights: &[f32], packed: &mut [f32]) {
+        let ConvShape { channels, filters, groups, .. } = self.shape;
+        let (taps, depth) = (self.shape.taps(), channels / groups);
+        assert_eq!(weights.len(), filters * depth * taps, "the weights' length");
+        assert_eq!(packed.len(), self.packed_len(), "the packed weights' length");
+        if self.shape.is_depthwise() {
+            for channel in 0..channels {
+                for tap in 0..taps {
+                    packed[tap * channels + channel] = weights[channel * taps + tap];
+                }
+            }
+            return;
+        }
+        let tiles = self.kernels.tiles();
+        let per_group = filters / groups;
+        let mut at = 0;
+        let mut row = [0.0; 64];
+        for group in 0..groups {
+            for first in (0..per_group).step_by(tiles.panel()) {
+                let cols = tiles.panel().min(per_group - first);
+                let width = if cols <= tiles.lanes { tiles.lanes } else { tiles.panel() };
+                for tap in 0..taps {
+                    for channel in 0..depth {
+                        for (c, value) in row[..cols].iter_mut().enumerate() {
+                            let filter = group * per_group + first + c;
+                            *value = weights[(filter * depth + channel) * taps + tap];
+                        }
+                        pack_columns(&row[..cols], &mut packed[at..at + width]);
+                        at += width;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Elements of scratch that [`Self::run`] wants; with less it is slower, to the same bits.
+    pub fn scratch_len(&self, images: usize) -> usize {
+        if self.as_gemm().is_some() { self.gemm().scratch_len(images * self.shape.pixels()) } else { 0 }
+    }
+
+    /// Convolves. Row r of `out` is pixel r of the output, `[images · height · width, filters]`.
+    ///
+    /// # Panics
+    /// When a slice is shorter than its shape and strides say.
+    pub fn run(
+        &self,
+        images: usize,
+        input: ConvInput<'_>,
+        packed: &[f32],
+        out: RowsMut<'_>,
+        epilogue: &Epilogue<'_>,
+        scratch: &mut [f32],
+    ) {
+        let shape = &self.shape;
+        assert_eq!(packed.len(), self.packed_len(), "the packed weights' length");
+        assert!(!epilogue.accumulate, "a convolution starts from 0");
+        let pixels = images.checked_mul(shape.pixels()).expect("images fit the address space");
+        let rows = images.checked_mul(self.output[0] * self.output[1]).expect("images fit the address space");
+        out.check(rows, shape.filters);
+        assert!(
+            epilogue.bias.is_none_or(|bias| bias.len() == shape.filters),
+            "the bias has one value per filter"
+        );
+        if let Some(residual) = &epilogue.residual {
+            residual.check(rows, shape.filters);
+        }
+        let (data, strides) = match input {
+            ConvInput::Nhwc { data, pixel } => {
+                assert!(
+                    data.len() >= extent(pixels, pixel, shape.channels),
+                    "the input reaches beyond its slice"
+                );
+                assert!(pixels <= 1 || pixel >= shape.channels, "the input's pixels overlap");
+                if self.as_gemm().is_some() {
+                    let a = Matrix { data, row: pixel, col: 1 };
+                    return self.gemm().run(pixels, a, packed, out, epilogue, scratch);
+                }
+                let row = shape.x.size * pixel;
+                (data, Strides { image: shape.y.size * row, row, pixel, channel: 1 })
+            }
+            ConvInput::Nchw { data } => {
+                assert!(data.len() >= extent(pixels, shape.channels, shape.channels), "the input's length");
+                assert!(!shape.is_depthwise(), "depthwise convolution reads NHWC");
+                let strides = Strides {
+                    image: shape.channels * shape.pixels(),
+                    row: shape.x.size,
+                    pixel: 1,
+                    channel: shape.pixels(),
+                };
+                (data, strides)
+            }
+        };
+        if rows == 0 || shape.filters == 0 {
+            return;
+        }
+        let (clamp, map) = epilogue.activation.split();
+        let job = Job {
+            conv: self,
+            images,
+            data,
+            strides,
+            packed,
+            out: out.data.as_mut_ptr(),
+            out_row: out.stride,
+            bias: epilogue.bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            residual: epilogue.residual.map_or(std::ptr::null(), |residual| residual.data.as_ptr()),
+            residual_row: epilogue.residual.map_or(0, |residual| residual.stride),
+            clamp,
+            map: map.map(|unary| self.kernels.unary(unary)),
+        };
+        // SAFETY: all slices were checked above against images, shape and strides; `out` is borrowed mutably.
+        unsafe { if shape.is_depthwise() { job.depthwise() } else { job.dense() } }
+    }
+
+    /// Elements of a group's packed weights.
+    fn group_len(&self) -> usize {
+        let ConvShape { channels, filters, groups, .. } = self.shape;
+        packed_columns(self.kernels.tiles(), filters / groups) * self.shape.taps() * (channels / groups)
+    }
+
+    fn as_gemm(&self) -> Option<()> {
+        (self.shape.is_pointwise() && self.shape.groups == 1).then_some(())
+    }
+
+    fn gemm(&self) -> Gemm {
+        self.kernels.gemm(self.shape.channels, self.shape.filters)
+    }
+}
+
+/// Filters of a tile.
+#[derive(Clone, Copy)]
+struct Panel {
+    /// Vectors, as a power of two.
+    w: usize,
+    /// Columns of a packed panel.
+    width: usize,
+    /// Filters; the last panel may have fewer than columns.
+    cols: usize,
+    /// The group's first channel.
+    channel: usize,
+    /// The first filter.
+    filter: usize,
+    /// Its first weight.
+    weights: usize,
+    /// Whether a row of taps is one run.
+    merge: bool,
+}
+
+/// A convolution under way.
+struct Job<'a> {
+    conv: &'a Conv,
+    images: usize,
+    data: &'a [f32],
+    strides: Strides,
+    packed: &'a [f32],
+    out: *mut f32,
+    out_row: usize,
+    bias: *const f32,
+    residual: *const f32,
+    residual_row: usize,
+    clamp: Clamp,
+    map: Option<UnaryKernel>,
+}
+
+impl Job<'_> {
+    /// Element offset of the first tap within the image, and output row, of an output.
+    fn place(&self, image: usize, line: &Line, taps: [usize; 2]) -> (usize, usize) {
+        let shape = &self.conv.shape;
+        let from = image * self.strides.image
+            + shape.y.input(line.y, taps[0]) * self.strides.row
+            + shape.x.input(line.x, taps[1]) * self.strides.pixel;
+        let [height, width] = self.conv.output;
+        (from, (image * height + line.y) * width + line.x)
+    }
+
+    /// From an output of a line to the next: elements of the input, rows of the output.
+    fn step(&self, line: &Line) -> (usize, usize) {
+        let shape = &self.conv.shape;
+        if line.down {
+            (shape.y.stride * self.strides.row, self.conv.output[1])
+        } else {
+            (shape.x.stride * self.strides.pixel, 1)
+        }
+    }
+
+    /// # Safety
+    /// The slices hold what the shape, the images and the strides say, and `out` is this job's alone.
+    unsafe fn dense(&self) {
+        let shape = &self.conv.shape;
+        let tiles = self.conv.kernels.tiles();
+        let (depth, per_group) = (shape.channels / shape.groups, shape.filters / shape.groups);
+        let k = shape.taps() * depth;
+        // A row of taps is one run where pixels lie without gaps.
+        let merge = shape.x.dilation == 1 && self.strides.channel == 1 && self.strides.pixel == depth;
+        let [height, width] = self.conv.output;
+        let planned = tiles.widest(height.max(width), 1);
+        for chunk in chunks(shape, self.images, height, size_of::<f32>()) {
+            for group in 0..shape.groups {
+                let mut column = 0;
+                while column < per_group {
+                    let (w, panel_width) = width_at(tiles, planned, per_group - column);
+                    let panel = Panel {
+                        w,
+                        width: panel_width,
+                        cols: (tiles.lanes << w).min(per_group - column),
+                        channel: group * depth,
+                        filter: group * per_group + column,
+                        weights: group * self.conv.group_len() + column * k,
+                        merge,
+                    };
+                    for image in chunk.images.clone() {
+                        for y in shape.y.spans(chunk.rows.clone()) {
+                            for x in shape.x.spans(0..width) {
+                                // SAFETY: as the function; spans say which taps lie within the image.
+                                unsafe { self.region(image, y, x, panel) };
+                            }
+                        }
+                    }
+                    column += tiles.lanes << w;
+                }
+            }
+        }
+    }
+
+    /// A region of an image, for the filters of a panel.
+    ///
+    /// # Safety
+    /// As [`Self::dense`]; the outputs of `y` and `x` see their taps.
+    unsafe fn region(&self, image: usize, y: Span, x: Span, panel: Panel) {
+        let shape = &self.conv.shape;
+        let tiles = self.conv.kernels.tiles();
+        let depth = shape.channels / shape.groups;
+        let args = TileArgs {
+            a: self.data.as_ptr(),
+            a_row: 0,
+            a_k: self.strides.channel,
+            taps: Taps {
+                outer: if x.taps() == 0 { 0 } else { y.taps() },
+                outer_a: shape.y.dilation * self.strides.row,
+                outer_b: shape.x.kernel * depth * panel.width,
+                inner: if panel.merge { 1 } else { x.taps() },
+                inner_a: shape.x.dilation * self.strides.pixel,
+                inner_b: depth * panel.width,
+                len: if panel.merge { x.taps() * depth } else { depth },
+            },
+            b: self
+                .packed
+                .as_ptr()
+                .wrapping_add(panel.weights + (y.low * shape.x.kernel + x.low) * depth * panel.width),
+            b_panel: tiles.panel() * shape.taps() * depth,
+            c: self.out,
+            c_row: 0,
+            cols: panel.cols,
+            from_c: false,
+            bias: if self.bias.is_null() { self.bias } else { self.bias.wrapping_add(panel.filter) },
+            residual: self.residual,
+            residual_row: 0,
+            clamp: self.clamp,
+        };
+        for line in lines(y, x) {
+            // SAFETY: as the function; a line is of its region.
+            unsafe { self.line(image, &line, [y.low, x.low], panel, args) };
+        }
+    }
+
+    /// The tiles of a line.
+    ///
+    /// # Safety
+    /// As [`Self::dense`]; the line's outputs see the taps of `args`, starting at `taps`.
+    unsafe fn line(&self, image: usize, line: &Line, taps: [usize; 2], panel: Panel, mut args: TileArgs) {
+        let tiles = self.conv.kernels.tiles();
+        let Panel { w, channel, filter, .. } = panel;
+        let (from, to) = self.place(image, line, taps);
+        let (step_in, step_out) = self.step(line);
+        args.a_row = step_in;
+        args.c_row = step_out * self.out_row;
+        args.residual_row = step_out * self.residual_row;
+        let most = tiles.rows(w).min(tiles.rows(1));
+        for (first, count) in cut(line.count, line.count.div_ceil(most)) {
+            let row = to + first * step_out;
+            // SAFETY: pixel `first` of the line exists in input and output, as the caller says. With no tap the input is
+            // not read, and its pointer is only computed.
+            unsafe {
+                args.a =
+                    self.data.as_ptr().wrapping_add(from + first * step_in + channel * self.strides.channel);
+                args.c = self.out.add(row * self.out_row + filter);
+                if !self.residual.is_null() {
+                    args.residual = self.residual.add(row * self.residual_row + filter);
+                }
+                tiles.by_width[w][count - 1](&args);
+                if let Some(map) = &self.map {
+                    map.rows_in_place(args.c, args.c_row, count, args.cols);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::dense`].
+    unsafe fn depthwise(&self) {
+        let shape = &self.conv.shape;
+        let channels = shape.channels;
+        for image in 0..self.images {
+            for y in shape.y.spans(0..self.conv.output[0]) {
+                for x in shape.x.spans(0..self.conv.output[1]) {
+                    for line in lines(y, x) {
+                        let (from, to) = self.place(image, &line, [y.low, x.low]);
+                        let (step_in, step_out) = self.step(&line);
+                        let args = DepthwiseArgs {
+                            x: self.data.as_ptr().wrapping_add(from),
+                            x_step: step_in,
+                            taps: Taps {
+                                outer: y.taps(),
+                                outer_a: shape.y.dilation * self.strides.row,
+                                outer_b: shape.x.kernel * channels,
+                                inner: x.taps(),
+                                inner_a: shape.x.dilation * self.strides.pixel,
+                                inner_b: channels,
+                                len: 1,
+                            },
+                            weights: self
+                                .packed
+                                .as_ptr()
+                                .wrapping_add((y.low * shape.x.kernel + x.low) * channels),
+                            channels,
+                            count: line.count,
+                            out: self.out.wrapping_add(to * self.out_row),
+                            out_step: step_out * self.out_row,
+                            bias: self.bias,
+                            residual: if self.residual.is_null() {
+                                self.residual
+                            } else {
+                                self.residual.wrapping_add(to * self.residual_row)
+                            },
+                            residual_step: step_out * self.residual_row,
+                            clamp: self.clamp,
+                        };
+                        // SAFETY: outputs of the line see the taps of the region, which lie within the image.
+                        unsafe {
+                            (self.conv.kernels.depthwise_fn())(&args);
+                            if let Some(map) = &self.map {
+                                map.rows_in_place(args.out, args.out_step, line.count, channels);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The width of tiles where `left` columns are left, and the width of their panels.
+fn width_at(tiles: &crate::gemm::tile::Tiles, planned: usize, left: usize) -> (usize, usize) {
+    if left <= tiles.lanes {
+        return (0, tiles.lanes);
+    }
+    let whole = packed_columns(tiles, left) / tiles.panel();
+    let mut w = planned;
+    while w > 1 && (1 << (w - 1)) > whole {
+        w -= 1;
+    }
+    (w, tiles.panel())
+}

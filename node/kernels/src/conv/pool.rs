@@ -1,0 +1,305 @@
+//! Pools over NHWC images: maximum and average, in f32; maximum in bytes.
+//!
+//! Vectors run across channels; taps are taken in order (ky, kx), those in the padding are skipped.
+
+use crate::conv::shape::lines;
+use crate::conv::{ShapeError, Window};
+use crate::gemm::tile::Taps;
+use crate::gemm::{Rows, RowsMut, extent};
+use crate::qgemm::{ByteRows, Sign};
+use crate::simd::{IntVector, Simd, Vector};
+use crate::table::Kernels;
+
+/// What a pool takes of its window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolKind {
+    /// The maximum; NaN when one is NaN.
+    Max,
+    /// The sum over the count of taps within the image.
+    Average,
+    /// The sum over the size of the kernel.
+    AverageWithPadding,
+}
+
+/// A planned pool, for any number of images and channels.
+#[derive(Clone, Copy)]
+pub struct Pool {
+    kernels: &'static Kernels,
+    kind: PoolKind,
+    y: Window,
+    x: Window,
+    output: [usize; 2],
+}
+
+impl Kernels {
+    /// Plans a pool. `output` says how many outputs there are where partial windows at the end count too.
+    ///
+    /// # Errors
+    /// [`ShapeError`] when the shape makes no sense.
+    pub fn pool(
+        &'static self,
+        kind: PoolKind,
+        y: Window,
+        x: Window,
+        output: Option<[usize; 2]>,
+    ) -> Result<Pool, ShapeError> {
+        let whole = [y.outputs()?, x.outputs()?];
+        let output = output.unwrap_or(whole);
+        let fits = |factors: [usize; 2]| factors[0].checked_mul(factors[1]).ok_or(ShapeError::TooLarge);
+        fits([y.size, x.size])?;
+        fits(output)?;
+        fits([output[0], y.stride])?;
+        fits([output[1], x.stride])?;
+        Ok(Pool { kernels: self, kind, y, x, output })
+    }
+}
+
+/// A line's kernel.
+///
+/// # Safety
+/// All that the arguments describe may be read and written; the instruction set is there.
+pub(crate) type PoolFn = unsafe fn(&PoolArgs);
+
+/// A line of outputs with the same taps. Strides are in elements.
+#[derive(Clone, Copy)]
+pub(crate) struct PoolArgs {
+    pub(crate) x: *const f32,
+    pub(crate) x_step: usize,
+    pub(crate) taps: Taps,
+    pub(crate) channels: usize,
+    pub(crate) count: usize,
+    pub(crate) out: *mut f32,
+    pub(crate) out_step: usize,
+    /// What an average divides by.
+    pub(crate) divisor: f32,
+}
+
+/// As [`PoolFn`], for bytes.
+pub(crate) type QPoolFn = unsafe fn(&QPoolArgs);
+
+/// A line of outputs of bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct QPoolArgs {
+    pub(crate) x: *const u8,
+    pub(crate) x_step: usize,
+    pub(crate) taps: Taps,
+    pub(crate) channels: usize,
+    pub(crate) count: usize,
+    pub(crate) out: *mut u8,
+    pub(crate) out_step: usize,
+    pub(crate) signed: bool,
+}
+
+impl Pool {
+    /// Rows and columns of the output.
+    pub fn output(&self) -> [usize; 2] {
+        self.output
+    }
+
+    /// Pools images `[images · height · width, channels]` into `[images · height · width, channels]` of the output.
+    ///
+    /// # Panics
+    /// When a slice is shorter than its shape and strides say.
+    pub fn run(&self, images: usize, channels: usize, input: Rows<'_>, out: RowsMut<'_>) {
+        let (pixels, rows) = self.counts(images);
+        input.check(pixels, channels);
+        out.check(rows, channels);
+        let RowsMut { data, stride } = out;
+        let start = data.as_mut_ptr();
+        let kernel = match self.kind {
+            PoolKind::Max => self.kernels.max_pool_fn(),
+            PoolKind::Average | PoolKind::AverageWithPadding => self.kernels.average_pool_fn(),
+        };
+        self.lines(images, input.stride, |taps, valid, count, from, to, step_in, step_out| {
+            let divisor = match self.kind {
+                PoolKind::AverageWithPadding => self.y.kernel * self.x.kernel,
+                PoolKind::Max | PoolKind::Average => valid,
+            };
+            let args = PoolArgs {
+                x: input.data.as_ptr().wrapping_add(from),
+                x_step: step_in,
+                taps,
+                channels,
+                count,
+                out: start.wrapping_add(to * stride),
+                out_step: step_out * stride,
+                divisor: divisor as f32,
+            };
+            // SAFETY: the slices were checked above, `out` is borrowed mutably, and the line's taps lie within the image.
+            unsafe { kernel(&args) }
+        });
+    }
+
+    /// The maximum of bytes.
+    ///
+    /// # Panics
+    /// When a slice is shorter than its shape and strides say, or this pool is no maximum.
+    pub fn run_bytes(
+        &self,
+        images: usize,
+        channels: usize,
+        input: ByteRows<'_>,
+        sign: Sign,
+        out: &mut [u8],
+        out_stride: usize,
+    ) {
+        assert_eq!(self.kind, PoolKind::Max, "bytes are pooled by their maximum");
+        let (pixels, rows) = self.counts(images);
+        assert!(
+            input.data.len() >= extent(pixels, input.stride, channels),
+            "the input reaches beyond its slice"
+        );
+        assert!(out.len() >= extent(rows, out_stride, channels), "the output reaches beyond its slice");
+        assert!(rows <= 1 || out_stride >= channels, "the output's pixels overlap");
+        let kernel = self.kernels.max_bytes_fn();
+        let start = out.as_mut_ptr();
+        self.lines(images, input.stride, |taps, _, count, from, to, step_in, step_out| {
+            let args = QPoolArgs {
+                x: input.data.as_ptr().wrapping_add(from),
+                x_step: step_in,
+                taps,
+                channels,
+                count,
+                out: start.wrapping_add(to * out_stride),
+                out_step: step_out * out_stride,
+                signed: sign == Sign::Signed,
+            };
+            // SAFETY: as in `run`.
+            unsafe { kernel(&args) }
+        });
+    }
+
+    /// Pixels of the inputs and of the outputs.
+    fn counts(&self, images: usize) -> (usize, usize) {
+        let count = |each: usize| images.checked_mul(each).expect("images fit the address space");
+        (count(self.y.size * self.x.size), count(self.output[0] * self.output[1]))
+    }
+
+    /// Calls `each(taps, valid, count, from, to, step_in, step_out)` for each line of each image.
+    fn lines(
+        &self,
+        images: usize,
+        pixel: usize,
+        mut each: impl FnMut(Taps, usize, usize, usize, usize, usize, usize),
+    ) {
+        let [height, width] = self.output;
+        let row = self.x.size * pixel;
+        for image in 0..images {
+            for y in self.y.spans(0..height) {
+                for x in self.x.spans(0..width) {
+                    let taps = Taps {
+                        outer: y.taps(),
+                        outer_a: self.y.dilation * row,
+                        outer_b: 0,
+                        inner: x.taps(),
+                        inner_a: self.x.dilation * pixel,
+                        inner_b: 0,
+                        len: 1,
+                    };
+                    for line in lines(y, x) {
+                        let from = image * self.y.size * row
+                            + self.y.input(line.y, y.low) * row
+                            + self.x.input(line.x, x.low) * pixel;
+                        let to = (image * height + line.y) * width + line.x;
+                        let (step_in, step_out) =
+                            if line.down { (self.y.stride * row, width) } else { (self.x.stride * pixel, 1) };
+                        each(taps, y.taps() * x.taps(), line.count, from, to, step_in, step_out);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Visits the outputs of a line in vectors of channels; `$fold` folds a tap into the sums.
+macro_rules! pool_line {
+    ($d:ident, $V:ty, $start:expr, |$sum:ident, $x:ident| $fold:expr, |$done:ident| $end:expr) => {{
+        const WIDE: usize = 4;
+        let lanes = <$V>::LANES;
+        for i in 0..$d.count {
+            let mut channel = 0;
+            while channel < $d.channels {
+                let left = $d.channels - channel;
+                let wide = left >= WIDE * lanes;
+                let vectors = if wide { WIDE } else { 1 };
+                let mut sums = [$start; WIDE];
+                for outer in 0..$d.taps.outer {
+                    for inner in 0..$d.taps.inner {
+                        let from = $d
+                            .x
+                            .add(i * $d.x_step + outer * $d.taps.outer_a + inner * $d.taps.inner_a + channel);
+                        if wide {
+                            for (j, sum) in sums.iter_mut().enumerate() {
+                                let ($sum, $x) = (*sum, <$V>::load(from.add(j * lanes)));
+                                *sum = $fold;
+                            }
+                        } else {
+                            let ($sum, $x) = (sums[0], <$V>::load_first(from, left));
+                            sums[0] = $fold;
+                        }
+                    }
+                }
+                let out = $d.out.add(i * $d.out_step + channel);
+                for (j, sum) in sums.iter().take(vectors).enumerate() {
+                    let $done = *sum;
+                    let result = $end;
+                    if left - j * lanes >= lanes {
+                        result.store(out.add(j * lanes));
+                    } else {
+                        result.store_part(out.add(j * lanes), left - j * lanes);
+                    }
+                }
+                channel += vectors * lanes;
+            }
+        }
+    }};
+}
+
+/// The maximum over each window.
+///
+/// # Safety
+/// As [`PoolFn`].
+#[inline(always)]
+pub(crate) unsafe fn max_line<V: Vector>(d: &PoolArgs) {
+    // SAFETY: channels below the count, in parts at the end.
+    unsafe { pool_line!(d, V, V::splat(f32::NEG_INFINITY), |sum, x| sum.max_nan(x), |sum| sum) }
+}
+
+/// The average over each window.
+///
+/// # Safety
+/// As [`PoolFn`].
+#[inline(always)]
+pub(crate) unsafe fn average_line<V: Vector>(d: &PoolArgs) {
+    // SAFETY: channels below the count, in parts at the end.
+    unsafe { pool_line!(d, V, V::splat(0.0), |sum, x| sum.add(x), |sum| sum.div(V::splat(d.divisor))) }
+}
+
+/// The maximum of bytes over each window.
+///
+/// # Safety
+/// As [`PoolFn`].
+#[inline(always)]
+pub(crate) unsafe fn max_bytes_line<S: Simd>(d: &QPoolArgs) {
+    let lanes = <S::V as Vector>::LANES;
+    for i in 0..d.count {
+        let mut channel = 0;
+        while channel < d.channels {
+            let n = d.channels - channel;
+            // SAFETY: channels below the count, in parts at the end.
+            unsafe {
+                let mut most = S::I::splat(if d.signed { -128 } else { 0 });
+                for outer in 0..d.taps.outer {
+                    for inner in 0..d.taps.inner {
+                        let x =
+                            d.x.add(i * d.x_step + outer * d.taps.outer_a + inner * d.taps.inner_a + channel);
+                        let x = if d.signed { S::I::load_s8(x, n) } else { S::I::load_u8(x, n) };
+                        most = most.max(x);
+                    }
+                }
+                most.store_low_bytes(d.out.add(i * d.out_step + channel), n);
+            }
+            channel += lanes;
+        }
+    }
+}

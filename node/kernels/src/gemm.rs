@@ -1,0 +1,326 @@
+//! `C = epilogue(A · B)` in f32, with B packed beforehand.
+//!
+//! [`Gemm`] is planned once for (k, n); it says how long the packed B is and packs it. The packed layout depends on the
+//! instruction set alone, never on m, so weights are packed once and serve every batch. The result's bits depend on
+//! neither (see [`tile`]). A caller who wants threads gives each some of the rows.
+
+mod epilogue;
+mod pack;
+pub(crate) mod tile;
+
+pub(crate) use epilogue::extent;
+pub use epilogue::{Activation, Epilogue, Rows};
+pub(crate) use pack::pack_columns;
+use pack::{copy_rows, pack_b};
+
+use crate::elementwise::UnaryKernel;
+use crate::gemm::tile::{Clamp, Taps, TileArgs, Tiles};
+use crate::table::Kernels;
+
+/// Depth of a pass. Longer ones read and write C less often; a panel of B (32 columns × 1024 × 4 = 128 KiB) still stays in
+/// L2 beside the rows that it is multiplied with.
+const K_BLOCK: usize = 1024;
+
+/// Bytes of A in a pass: half of a common L2.
+const A_BLOCK_BYTES: usize = 512 << 10;
+
+/// Rows this far apart fall into so few sets of the first cache that a tile's rows evict each other.
+const ALIAS_BYTES: usize = 2048;
+
+/// A matrix with any strides: element (r, c) is at `r · row + c · col`.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    /// The elements.
+    pub data: &'a [f32],
+    /// From a row to the next, in elements.
+    pub row: usize,
+    /// From a column to the next, in elements.
+    pub col: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Row-major, without gaps.
+    pub fn dense(data: &'a [f32], cols: usize) -> Self {
+        Self { data, row: cols, col: 1 }
+    }
+
+    /// The transpose of a row-major matrix of `cols` columns.
+    pub fn transposed(data: &'a [f32], cols: usize) -> Self {
+        Self { data, row: 1, col: cols }
+    }
+
+    fn check(&self, rows: usize, cols: usize) {
+        if rows > 0 && cols > 0 {
+            let width = extent(cols, self.col, 1);
+            assert!(self.data.len() >= extent(rows, self.row, width), "a matrix reaches beyond its slice");
+        }
+    }
+}
+
+/// Where rows of results go: row r at `r · stride`.
+#[derive(Debug)]
+pub struct RowsMut<'a> {
+    /// The elements.
+    pub data: &'a mut [f32],
+    /// From the start of a row to that of the next, in elements; at least the columns.
+    pub stride: usize,
+}
+
+impl RowsMut<'_> {
+    pub(crate) fn check(&self, rows: usize, cols: usize) {
+        assert!(self.data.len() >= extent(rows, self.stride, cols), "the output reaches beyond its slice");
+        assert!(rows <= 1 || self.stride >= cols, "the output's rows overlap");
+    }
+}
+
+/// A planned product `[m, k] · [k, n]`, any m.
+#[derive(Clone, Copy)]
+pub struct Gemm {
+    kernels: &'static Kernels,
+    k: usize,
+    n: usize,
+}
+
+impl Kernels {
+    /// Plans `[m, k] · [k, n]` for any m.
+    pub fn gemm(&'static self, k: usize, n: usize) -> Gemm {
+        Gemm { kernels: self, k, n }
+    }
+}
+
+impl Gemm {
+    /// Elements of the packed B.
+    pub fn packed_len(&self) -> usize {
+        packed_columns(self.kernels.tiles(), self.n)
+            .checked_mul(self.k)
+            .expect("weights fit the address space")
+    }
+
+    /// Packs B `[k, n]`. A packed B that starts at a multiple of 64 bytes is read faster.
+    ///
+    /// # Panics
+    /// When B is shorter than its shape and strides say, or `packed` is not [`Self::packed_len`] long.
+    pub fn pack(&self, b: Matrix<'_>, packed: &mut [f32]) {
+        b.check(self.k, self.n);
+        assert_eq!(packed.len(), self.packed_len(), "the packed weights' length");
+        pack_b(b, self.k, self.n, self.kernels.tiles().panel(), self.kernels.tiles().lanes, packed);
+    }
+
+    /// Elements of scratch that [`Self::run`] wants for m rows. With less it runs all the same, to the same bits, and
+    /// may be slower.
+    pub fn scratch_len(&self, m: usize) -> usize {
+        let k = self.k.min(K_BLOCK);
+        if m > 1 { m.min(row_block(k, m)) * copied_stride(k) } else { 0 }
+    }
+
+    /// `out[m, n] = epilogue(A[m, k] · B)`.
+    ///
+    /// # Panics
+    /// When a slice is shorter than its shape and strides say.
+    pub fn run(
+        &self,
+        m: usize,
+        a: Matrix<'_>,
+        packed: &[f32],
+        out: RowsMut<'_>,
+        epilogue: &Epilogue<'_>,
+        scratch: &mut [f32],
+    ) {
+        let Self { kernels, k, n } = *self;
+        a.check(m, k);
+        out.check(m, n);
+        assert_eq!(packed.len(), self.packed_len(), "the packed weights' length");
+        assert!(epilogue.bias.is_none_or(|bias| bias.len() == n), "the bias has one value per column");
+        if let Some(residual) = &epilogue.residual {
+            residual.check(m, n);
+        }
+        if m == 0 || n == 0 {
+            return;
+        }
+        let tiles = kernels.tiles();
+        let (clamp, map) = epilogue.activation.split();
+        let plan = Plan::of(tiles, m);
+        // Rows that evict each other, and columns that lie apart, are copied; a copy is cheap beside the products.
+        let awkward = a.col != 1 || (m > 2 && (a.row * size_of::<f32>()).is_multiple_of(ALIAS_BYTES));
+        let copy_a = m > 1 && awkward && scratch.len() >= self.scratch_len(m);
+        let (k_block, row_block) =
+            if m > plan.rows || copy_a { (K_BLOCK, row_block(k.min(K_BLOCK), m)) } else { (k.max(1), m) };
+        let job = Job {
+            tiles,
+            plan,
+            k,
+            n,
+            a,
+            packed,
+            out: out.data.as_mut_ptr(),
+            out_row: out.stride,
+            bias: epilogue.bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            residual: epilogue.residual.map_or(std::ptr::null(), |residual| residual.data.as_ptr()),
+            residual_row: epilogue.residual.map_or(0, |residual| residual.stride),
+            clamp,
+            map: map.map(|unary| kernels.unary(unary)),
+        };
+        for k0 in (0..k.max(1)).step_by(k_block) {
+            let k1 = k.min(k0 + k_block);
+            for m0 in (0..m).step_by(row_block) {
+                let rows = row_block.min(m - m0);
+                // SAFETY: shapes and strides were checked against the slices above, for all of m, k and n; `out` is
+                // borrowed mutably; the table came from `Kernels::of`.
+                unsafe {
+                    job.block(
+                        m0,
+                        rows,
+                        k0,
+                        k1,
+                        epilogue.accumulate || k0 > 0,
+                        copy_a.then_some(&mut *scratch),
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Columns of the packed B: whole panels, and one of a single vector where the last columns fit it.
+pub(crate) fn packed_columns(tiles: &Tiles, n: usize) -> usize {
+    let rest = n % tiles.panel();
+    n - rest + if rest == 0 { 0 } else { rest.div_ceil(tiles.lanes) * tiles.lanes }
+}
+
+/// How rows are cut into tiles: at most so many at once, at a width of 2^w vectors.
+#[derive(Clone, Copy)]
+struct Plan {
+    w: usize,
+    rows: usize,
+}
+
+impl Plan {
+    fn of(tiles: &Tiles, m: usize) -> Self {
+        let w = tiles.widest(m, 1);
+        Self { w, rows: tiles.rows(w) }
+    }
+}
+
+/// A product under way.
+struct Job<'a> {
+    tiles: &'static Tiles,
+    plan: Plan,
+    k: usize,
+    n: usize,
+    a: Matrix<'a>,
+    packed: &'a [f32],
+    out: *mut f32,
+    out_row: usize,
+    bias: *const f32,
+    residual: *const f32,
+    residual_row: usize,
+    clamp: Clamp,
+    map: Option<UnaryKernel>,
+}
+
+impl Job<'_> {
+    /// Rows `m0 .. m0 + rows` over `k0 .. k1`, all columns.
+    ///
+    /// # Safety
+    /// All of this lies within the slices that the pointers came from, and `out` is this job's alone.
+    unsafe fn block(
+        &self,
+        m0: usize,
+        rows: usize,
+        k0: usize,
+        k1: usize,
+        from_c: bool,
+        scratch: Option<&mut [f32]>,
+    ) {
+        let last = k1 == self.k;
+        let count = rows.div_ceil(self.plan.rows);
+        let mut args = TileArgs {
+            a: std::ptr::null(),
+            a_row: self.a.row,
+            a_k: self.a.col,
+            taps: Taps::one(k1 - k0),
+            b: std::ptr::null(),
+            b_panel: self.tiles.panel() * self.k,
+            c: self.out,
+            c_row: self.out_row,
+            cols: 0,
+            from_c,
+            bias: std::ptr::null(),
+            residual: std::ptr::null(),
+            residual_row: self.residual_row,
+            clamp: if last { self.clamp } else { Clamp::Free },
+        };
+        let copied = scratch.map(|scratch| {
+            copy_rows(self.a, m0, rows, k0, k1, copied_stride(k1 - k0), scratch);
+            scratch.as_ptr()
+        });
+        let mut column = 0;
+        while column < self.n {
+            let w = self.width_at(column);
+            let width = self.tiles.lanes << w;
+            args.cols = width.min(self.n - column);
+            let panel_width = if w == 0 { self.tiles.lanes } else { self.tiles.panel() };
+            // SAFETY: the packed B has k rows of `column` columns before this panel, and within it k0 rows.
+            args.b = unsafe { self.packed.as_ptr().add(column * self.k + k0 * panel_width) };
+            for (r, height) in cut(rows, count) {
+                // SAFETY: row m0 + r and column `column` are within A, C, bias and residual, as the caller says.
+                unsafe {
+                    match copied {
+                        Some(copied) => {
+                            (args.a_row, args.a_k) = (copied_stride(k1 - k0), 1);
+                            args.a = copied.add(r * args.a_row);
+                        }
+                        None => args.a = self.a.data.as_ptr().add((m0 + r) * self.a.row + k0 * self.a.col),
+                    }
+                    args.c = self.out.add((m0 + r) * self.out_row + column);
+                    if last && !self.bias.is_null() {
+                        args.bias = self.bias.add(column);
+                    }
+                    if last && !self.residual.is_null() {
+                        args.residual = self.residual.add((m0 + r) * self.residual_row + column);
+                    }
+                    self.tiles.by_width[w][height - 1](&args);
+                    if let (true, Some(map)) = (last, &self.map) {
+                        map.rows_in_place(args.c, args.c_row, height, args.cols);
+                    }
+                }
+            }
+            column += width;
+        }
+    }
+
+    /// The width of the tiles at this column: the plan's, or less where fewer panels are left.
+    fn width_at(&self, column: usize) -> usize {
+        let left = self.n - column;
+        if left <= self.tiles.lanes {
+            return 0;
+        }
+        let mut w = self.plan.w;
+        // A last panel of a single vector is laid out by itself: no wider tile may reach into it.
+        let whole = packed_columns(self.tiles, left) / self.tiles.panel();
+        while w > 1 && (1 << (w - 1)) > whole {
+            w -= 1;
+        }
+        w
+    }
+}
+
+/// Rows of a pass over k of a depth.
+fn row_block(k: usize, m: usize) -> usize {
+    (A_BLOCK_BYTES / size_of::<f32>() / k.max(1)).clamp(56, m.max(56))
+}
+
+/// From a row of copied A to the next: an odd number of cache lines, so that rows fall into different sets.
+fn copied_stride(k: usize) -> usize {
+    const LINE: usize = 64 / size_of::<f32>();
+    (k.div_ceil(LINE) | 1) * LINE
+}
+
+/// Cuts `rows` into `count` pieces whose sizes differ by at most one: `(first, size)` of each.
+pub(crate) fn cut(rows: usize, count: usize) -> impl Iterator<Item = (usize, usize)> {
+    let (size, larger) = (rows / count, rows % count);
+    (0..count).map(move |i| (i * size + i.min(larger), size + usize::from(i < larger)))
+}
+
+#[cfg(test)]
+mod tests;

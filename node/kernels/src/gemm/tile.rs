@@ -1,0 +1,243 @@
+//! The tile of f32 products: a few rows of A against a few vectors of B's columns, held in registers.
+//!
+//! Invariant (the order rule): each element of the result is one chain of fused multiply-adds, k ascending, that starts
+//! from 0 or from C; the bias comes after. K is never split over lanes. So neither the tile's size nor the instruction
+//! set shows in the bits. GEMM and every convolution run on this one function.
+
+use crate::simd::Vector;
+
+/// A tile's kernel.
+///
+/// # Safety
+/// The instruction set of its table is there, and for all rows r below the kernel's count, all columns below `cols`, and all k
+/// that the loops visit: `a + r·a_row + k` may be read; B's panels may be read in full; `c + r·c_row + column` may be
+/// written (and read, with `from_c`); `bias` and `residual` may be read where they are not null.
+pub(crate) type TileFn = unsafe fn(&TileArgs);
+
+/// What a tile works on. Strides are in elements.
+#[derive(Clone, Copy)]
+pub(crate) struct TileArgs {
+    /// First element of A.
+    pub(crate) a: *const f32,
+    /// From a row of A to the next.
+    pub(crate) a_row: usize,
+    /// From a k to the next, within a run.
+    pub(crate) a_k: usize,
+    /// The runs of k: `outer × inner` of them, of `taps.len` each. A GEMM has one; a convolution has a run for each tap
+    /// (or row of taps) that lies within the image.
+    pub(crate) taps: Taps,
+    /// First element of the first panel of B.
+    pub(crate) b: *const f32,
+    /// From a panel of B to the next.
+    pub(crate) b_panel: usize,
+    /// First element of C.
+    pub(crate) c: *mut f32,
+    /// From a row of C to the next.
+    pub(crate) c_row: usize,
+    /// Columns of C to write; at most what the tile has.
+    pub(crate) cols: usize,
+    /// Whether sums go on from what C holds.
+    pub(crate) from_c: bool,
+    /// Added to each row after the sum; or null.
+    pub(crate) bias: *const f32,
+    /// Added element by element after the bias; or null.
+    pub(crate) residual: *const f32,
+    /// From a row of the residual to the next.
+    pub(crate) residual_row: usize,
+    /// What is done last.
+    pub(crate) clamp: Clamp,
+}
+
+/// Bounds of the result; NaN passes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Clamp {
+    /// None.
+    Free,
+    /// At least this.
+    Low(f32),
+    /// Within these.
+    Both(f32, f32),
+}
+
+/// Runs of k, as two nested loops of equal steps. Strides are in elements; those of A may go back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Taps {
+    /// How often the outer loop runs.
+    pub(crate) outer: usize,
+    /// A's step of the outer loop.
+    pub(crate) outer_a: usize,
+    /// B's step of the outer loop.
+    pub(crate) outer_b: usize,
+    /// How often the inner loop runs.
+    pub(crate) inner: usize,
+    /// A's step of the inner loop.
+    pub(crate) inner_a: usize,
+    /// B's step of the inner loop.
+    pub(crate) inner_b: usize,
+    /// Length of a run.
+    pub(crate) len: usize,
+}
+
+impl Taps {
+    /// One run.
+    pub(crate) fn one(len: usize) -> Self {
+        Self { outer: 1, outer_a: 0, outer_b: 0, inner: 1, inner_a: 0, inner_b: 0, len }
+    }
+}
+
+/// The kernels of one instruction set, by shape.
+pub(crate) struct Tiles {
+    /// Lanes of a vector. A panel of packed B has two vectors, or one where the last columns fit one.
+    pub(crate) lanes: usize,
+    /// At `[w][r - 1]` the tile of r rows and 2^w vectors. Entries of one w go up to the most rows that registers hold.
+    pub(crate) by_width: [&'static [TileFn]; 5],
+}
+
+impl Tiles {
+    /// Columns of a panel.
+    pub(crate) fn panel(&self) -> usize {
+        2 * self.lanes
+    }
+
+    /// The most rows at a width of 2^w vectors.
+    pub(crate) fn rows(&self, w: usize) -> usize {
+        self.by_width[w].len()
+    }
+
+    /// The widest w whose tiles take `rows` at once, at least `least`.
+    pub(crate) fn widest(&self, rows: usize, least: usize) -> usize {
+        (least..self.by_width.len()).rev().find(|w| self.rows(*w) >= rows).unwrap_or(least)
+    }
+}
+
+/// The tile of `MR` rows and `NV` vectors.
+///
+/// # Safety
+/// As [`TileFn`].
+#[inline(always)]
+pub(crate) unsafe fn tile<V: Vector, const MR: usize, const NV: usize>(t: &TileArgs) {
+    // SAFETY: pointers stay within what TileFn's contract lets be read and written: rows below MR, vectors of whole
+    // panels in B, and parts cut at `cols` in C, bias and residual.
+    unsafe {
+        let lanes = V::LANES;
+        let mut start = [[V::splat(0.0); NV]; MR];
+        if t.from_c {
+            for (r, row) in start.iter_mut().enumerate() {
+                for (j, sum) in row.iter_mut().enumerate() {
+                    *sum = part(t.c.add(r * t.c_row), j * lanes, t.cols);
+                }
+            }
+        }
+        let mut acc = products(t, start);
+        finish(t, &mut acc);
+    }
+}
+
+/// The chains of products. Sums come and go by value: an array that is also reached through a reference elsewhere
+/// would live in memory instead of registers, at less than half the speed.
+///
+/// # Safety
+/// As [`TileFn`].
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "plain indices are what the compiler keeps in registers")]
+unsafe fn products<V: Vector, const MR: usize, const NV: usize>(
+    t: &TileArgs,
+    start: [[V; NV]; MR],
+) -> [[V; NV]; MR] {
+    let per_panel = if NV == 1 { 1 } else { 2 };
+    let mut acc = start;
+    for outer in 0..t.taps.outer {
+        for inner in 0..t.taps.inner {
+            // SAFETY: as in `tile`.
+            unsafe {
+                let mut a = t.a.add(outer * t.taps.outer_a + inner * t.taps.inner_a);
+                let mut b = t.b.add(outer * t.taps.outer_b + inner * t.taps.inner_b);
+                for _ in 0..t.taps.len {
+                    let mut columns = [V::splat(0.0); NV];
+                    for j in 0..NV {
+                        columns[j] = V::load(b.add((j / per_panel) * t.b_panel + (j % per_panel) * V::LANES));
+                    }
+                    for r in 0..MR {
+                        let x = V::splat(*a.add(r * t.a_row));
+                        for j in 0..NV {
+                            acc[r][j] = x.fma(columns[j], acc[r][j]);
+                        }
+                    }
+                    a = a.add(t.a_k);
+                    b = b.add(per_panel * V::LANES);
+                }
+            }
+        }
+    }
+    acc
+}
+
+/// Bias, residual, bounds, and the store.
+///
+/// # Safety
+/// As [`TileFn`].
+#[inline(always)]
+unsafe fn finish<V: Vector, const MR: usize, const NV: usize>(t: &TileArgs, acc: &mut [[V; NV]; MR]) {
+    // SAFETY: as in `tile`.
+    unsafe {
+        let lanes = V::LANES;
+        if !t.bias.is_null() {
+            for j in 0..NV {
+                let bias = part::<V>(t.bias, j * lanes, t.cols);
+                for row in acc.iter_mut() {
+                    row[j] = row[j].add(bias);
+                }
+            }
+        }
+        if !t.residual.is_null() {
+            for (r, row) in acc.iter_mut().enumerate() {
+                for (j, sum) in row.iter_mut().enumerate() {
+                    *sum = sum.add(part(t.residual.add(r * t.residual_row), j * lanes, t.cols));
+                }
+            }
+        }
+        match t.clamp {
+            Clamp::Free => {}
+            Clamp::Low(low) => {
+                let low = V::splat(low);
+                for sum in acc.iter_mut().flatten() {
+                    *sum = low.over(*sum);
+                }
+            }
+            Clamp::Both(low, high) => {
+                let (low, high) = (V::splat(low), V::splat(high));
+                for sum in acc.iter_mut().flatten() {
+                    *sum = high.under(low.over(*sum));
+                }
+            }
+        }
+        for (r, row) in acc.iter().enumerate() {
+            let c = t.c.add(r * t.c_row);
+            for (j, sum) in row.iter().enumerate() {
+                if (j + 1) * lanes <= t.cols {
+                    sum.store(c.add(j * lanes));
+                } else if j * lanes < t.cols {
+                    sum.store_part(c.add(j * lanes), t.cols - j * lanes);
+                }
+            }
+        }
+    }
+}
+
+/// The vector at column `at` of a row of `cols`; zeros beyond.
+///
+/// # Safety
+/// `cols` values may be read at `row`.
+#[inline(always)]
+unsafe fn part<V: Vector>(row: *const f32, at: usize, cols: usize) -> V {
+    // SAFETY: no more than cols - at values are read at `at`, and none where that is not positive.
+    unsafe {
+        if at + V::LANES <= cols {
+            V::load(row.add(at))
+        } else if at < cols {
+            V::load_first(row.add(at), cols - at)
+        } else {
+            V::splat(0.0)
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The tile of 8-bit products: rows of A against vectors of columns of B, sums in i32.
+//!
+//! Integer sums are exact modulo 2^32, so their order is free; what follows (scale, bounds, rounding) is one sequence of
+//! rounded operations per element. B is signed. A is taken with the sign that the hardware multiplies; what has the other
+//! sign is shifted by 128 as it is read, and the shift is taken out by the offsets that start each column.
+
+use crate::gemm::tile::Taps;
+use crate::simd::{ByteRange, Dot, IntVector, Simd, Vector};
+
+/// A tile's kernel.
+///
+/// # Safety
+/// As [`crate::gemm::tile::TileFn`], with bytes for A and B and groups of B padded to the size of the set.
+pub(crate) type QTileFn = unsafe fn(&QTileArgs);
+
+/// What a tile works on. Strides of A and B are in bytes, those of outputs in elements.
+#[derive(Clone, Copy)]
+pub(crate) struct QTileArgs {
+    /// First byte of A.
+    pub(crate) a: *const u8,
+    /// From a row of A to the next.
+    pub(crate) a_row: usize,
+    /// Exclusive or with each byte of A: 0x80 where its sign is not the hardware's.
+    pub(crate) flip: u8,
+    /// The runs of k; each run of B is padded to whole groups.
+    pub(crate) taps: Taps,
+    /// First byte of the first panel of B.
+    pub(crate) b: *const i8,
+    /// From a panel of B to the next.
+    pub(crate) b_panel: usize,
+    /// Columns to write; at most what the tile has.
+    pub(crate) cols: usize,
+    /// Added to each column; or null.
+    pub(crate) offsets: *const i32,
+    /// For each row, what B's zero points are multiplied with before they are subtracted; or null.
+    pub(crate) row_terms: *const i32,
+    /// B's zero point for each column, where `row_terms` is not null.
+    pub(crate) b_zeros: *const i32,
+    /// Where results go, and what is done before.
+    pub(crate) out: QOut,
+}
+
+/// Where results go, and what is done before.
+#[derive(Clone, Copy)]
+pub(crate) enum QOut {
+    /// The sums.
+    Sums {
+        /// First element.
+        out: *mut i32,
+        /// From a row to the next.
+        row: usize,
+    },
+    /// `clamp(sum · scale + bias)` in f32.
+    Floats {
+        /// First element.
+        out: *mut f32,
+        /// From a row to the next.
+        row: usize,
+        /// A factor for each column, or one for all.
+        scale: *const f32,
+        /// Whether there is one for each.
+        each: bool,
+        /// Added to each row; or null.
+        bias: *const f32,
+        /// The least result.
+        low: f32,
+        /// The greatest result.
+        high: f32,
+    },
+    /// `round(clamp(sum · scale + residual)) + zero` as bytes.
+    Bytes {
+        /// First element.
+        out: *mut u8,
+        /// From a row to the next.
+        row: usize,
+        /// A factor for each column, or one for all.
+        scale: *const f32,
+        /// Whether there is one for each.
+        each: bool,
+        /// Bounds and zero point of the result.
+        to: ByteRange,
+        /// What is added before rounding.
+        residual: QResidual,
+    },
+}
+
+/// Bytes that are added to sums before they are rounded: `(byte - zero) · scale`.
+#[derive(Clone, Copy)]
+pub(crate) struct QResidual {
+    /// First element; or null.
+    pub(crate) data: *const u8,
+    /// From a row to the next.
+    pub(crate) row: usize,
+    /// Whether bytes are signed.
+    pub(crate) signed: bool,
+    /// Their zero point.
+    pub(crate) zero: i32,
+    /// Their scale over that of the result.
+    pub(crate) scale: f32,
+}
+
+/// The kernels of one instruction set, by shape.
+pub(crate) struct QTiles {
+    /// Lanes of a vector.
+    pub(crate) lanes: usize,
+    /// Bytes of k that lie together for each column.
+    pub(crate) group: usize,
+    /// Whether the hardware multiplies A as signed.
+    pub(crate) a_signed: bool,
+    /// At `[w][r - 1]` the tile of r rows and 2^w vectors.
+    pub(crate) by_width: [&'static [QTileFn]; 5],
+}
+
+/// The tile of `MR` rows and `NV` vectors.
+///
+/// # Safety
+/// As [`QTileFn`].
+#[inline(always)]
+pub(crate) unsafe fn qtile<S: Simd, const MR: usize, const NV: usize>(t: &QTileArgs) {
+    // SAFETY: pointers stay within what QTileFn's contract lets be read and written.
+    unsafe {
+        let mut acc = products::<S, MR, NV>(t, starts::<S, NV>(t));
+        if NV.is_multiple_of(2)
+            && t.cols == NV * <S::V as Vector>::LANES
+            && t.row_terms.is_null()
+            && let QOut::Bytes { residual, .. } = t.out
+            && residual.data.is_null()
+        {
+            return whole_bytes::<S, MR, NV>(t, acc);
+        }
+        finish::<S, MR, NV>(t, &mut acc);
+    }
+}
+
+/// The sums of products. They come by value, to live in registers (see [`crate::gemm::tile`]).
+///
+/// # Safety
+/// As [`QTileFn`].
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "plain indices are what the compiler keeps in registers")]
+unsafe fn products<S: Simd, const MR: usize, const NV: usize>(
+    t: &QTileArgs,
+    starts: [S::I; NV],
+) -> [[S::I; NV]; MR] {
+    let per_panel = if NV == 1 { 1 } else { 2 };
+    let vector = <S::V as Vector>::LANES * S::D::GROUP;
+    let whole = t.taps.len / S::D::GROUP;
+    let rest = t.taps.len % S::D::GROUP;
+    // SAFETY: whole groups of A in each row and of B in each vector, and then `rest` bytes of A.
+    unsafe {
+        let mut acc = [starts; MR];
+        for outer in 0..t.taps.outer {
+            for inner in 0..t.taps.inner {
+                let mut a = t.a.add(outer * t.taps.outer_a + inner * t.taps.inner_a);
+                let mut b = t.b.add(outer * t.taps.outer_b + inner * t.taps.inner_b);
+                for _ in 0..whole {
+                    let mut columns = [S::D::load_b(b); NV];
+                    for j in 1..NV {
+                        columns[j] =
+                            S::D::load_b(b.add((j / per_panel) * t.b_panel + (j % per_panel) * vector));
+                    }
+                    for r in 0..MR {
+                        let x = S::D::load_a(a.add(r * t.a_row), t.flip);
+                        for j in 0..NV {
+                            acc[r][j] = S::D::dot(acc[r][j], x, columns[j]);
+                        }
+                    }
+                    a = a.add(S::D::GROUP);
+                    b = b.add(per_panel * vector);
+                }
+                if rest > 0 {
+                    for r in 0..MR {
+                        let x = S::D::load_a_part(a.add(r * t.a_row), rest, t.flip);
+                        for j in 0..NV {
+                            let column = b.add((j / per_panel) * t.b_panel + (j % per_panel) * vector);
+                            acc[r][j] = S::D::dot(acc[r][j], x, S::D::load_b(column));
+                        }
+                    }
+                }
+            }
+        }
+        acc
+    }
+}
+
+/// What each column's sum starts with: its offset.
+///
+/// # Safety
+/// As [`QTileFn`].
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "as in `products`")]
+unsafe fn starts<S: Simd, const NV: usize>(t: &QTileArgs) -> [S::I; NV] {
+    // SAFETY: offsets exist for `cols` columns.
+    unsafe {
+        let mut starts = [S::I::splat(0); NV];
+        if !t.offsets.is_null() {
+            for j in 0..NV {
+                let at = j * <S::V as Vector>::LANES;
+                if at < t.cols {
+                    starts[j] = S::I::load_part(t.offsets.add(at), t.cols - at);
+                }
+            }
+        }
+        starts
+    }
+}
+
+/// Requantises whole vectors, with nothing to add: the common case, without a branch, in registers. Where depth is small
+/// this is a third of a convolution's time.
+///
+/// # Safety
+/// As [`QTileFn`]; results are bytes, without residual and row terms, and all columns are there.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "as in `products`")]
+unsafe fn whole_bytes<S: Simd, const MR: usize, const NV: usize>(t: &QTileArgs, acc: [[S::I; NV]; MR]) {
+    let QOut::Bytes { out, row, scale, each, to, .. } = t.out else { return };
+    let lanes = <S::V as Vector>::LANES;
+    // SAFETY: as the function.
+    unsafe {
+        let mut factors = [S::V::splat(*scale); NV];
+        if each {
+            for j in 0..NV {
+                factors[j] = S::V::load(scale.add(j * lanes));
+            }
+        }
+        for r in 0..MR {
+            for j in 0..NV / 2 {
+                let a = acc[r][2 * j].to_float().mul(factors[2 * j]);
+                let b = acc[r][2 * j + 1].to_float().mul(factors[2 * j + 1]);
+                S::I::store_rounded([a, b], &to, out.add(r * row + 2 * j * lanes));
+            }
+        }
+    }
+}
+
+/// Zero points, and the store.
+///
+/// # Safety
+/// As [`QTileFn`].
+#[inline(always)]
+pub(crate) unsafe fn finish<S: Simd, const MR: usize, const NV: usize>(
+    t: &QTileArgs,
+    acc: &mut [[S::I; NV]; MR],
+) {
+    let lanes = <S::V as Vector>::LANES;
+    for j in 0..NV {
+        let at = j * lanes;
+        if at >= t.cols {
+            break;
+        }
+        let n = t.cols - at;
+        // SAFETY: at most n elements of each row from column `at` on are read and written.
+        unsafe {
+            if !t.row_terms.is_null() {
+                let zeros = S::I::load_part(t.b_zeros.add(at), n);
+                for (r, row) in acc.iter_mut().enumerate() {
+                    row[j] = row[j].sub(zeros.mul(S::I::splat(*t.row_terms.add(r))));
+                }
+            }
+            match t.out {
+                QOut::Sums { out, row } => {
+                    for (r, sums) in acc.iter().enumerate() {
+                        sums[j].store_part(out.add(r * row + at), n);
+                    }
+                }
+                QOut::Floats { out, row, scale, each, bias, low, high } => {
+                    let factor = factor::<S>(scale, each, at, n);
+                    let (low, high) = (S::V::splat(low), S::V::splat(high));
+                    for (r, sums) in acc.iter().enumerate() {
+                        let mut value = sums[j].to_float().mul(factor);
+                        if !bias.is_null() {
+                            value = value.add(S::V::load_first(bias.add(at), n));
+                        }
+                        high.under(low.over(value)).store_part(out.add(r * row + at), n);
+                    }
+                }
+                QOut::Bytes { out, row, scale, each, to, residual } => {
+                    let factor = factor::<S>(scale, each, at, n);
+                    let (low, high) = (S::V::splat(to.low as f32), S::V::splat(to.high as f32));
+                    let zero = S::I::splat(to.zero);
+                    for (r, sums) in acc.iter().enumerate() {
+                        let mut value = sums[j].to_float().mul(factor);
+                        if !residual.data.is_null() {
+                            let from = residual.data.add(r * residual.row + at);
+                            let bytes =
+                                if residual.signed { S::I::load_s8(from, n) } else { S::I::load_u8(from, n) };
+                            let number = bytes.sub(S::I::splat(residual.zero)).to_float();
+                            value = number.fma(S::V::splat(residual.scale), value);
+                        }
+                        // The value comes first: NaN becomes the lower bound.
+                        let value = S::I::from_float(value.over(low).under(high)).add(zero);
+                        value.store_low_bytes(out.add(r * row + at), n);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The factors of a vector of columns.
+///
+/// # Safety
+/// n values may be read at `scale + at` with `each`, else one at `scale`.
+#[inline(always)]
+unsafe fn factor<S: Simd>(scale: *const f32, each: bool, at: usize, n: usize) -> S::V {
+    // SAFETY: as the function.
+    unsafe { if each { S::V::load_first(scale.add(at), n) } else { S::V::splat(*scale) } }
+}

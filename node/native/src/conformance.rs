@@ -1,0 +1,188 @@
+//! Runs a folder of ONNX backend tests: `<kind>/<test>/{model.onnx, test_data_set_<k>/}`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use crate::compare::{DataError, Match, Tolerance, compare, read_tensors};
+use crate::error::{ImportError, RunError};
+use crate::onnx::external::Files;
+use crate::onnx::import::{Limits, MODEL_FILE, Model};
+use crate::program::{CompileError, Options, Program};
+use crate::session::{Input, Session};
+use crate::tensor::Tensor;
+
+/// The tolerance of ONNX's own runner.
+pub const TOLERANCE: Tolerance = Tolerance { absolute: 1e-7, relative: 1e-3, steps: 0 };
+
+/// How a test went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// All outputs match.
+    Passed,
+    /// The engine does not have what the test needs.
+    Unsupported(String),
+    /// An error, or an output that does not match.
+    Failed(String),
+}
+
+/// How a folder of tests went.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Outcome by test name, `<kind>/<test>`.
+    pub tests: BTreeMap<String, Outcome>,
+}
+
+impl Report {
+    /// Tests that passed.
+    pub fn passed(&self) -> usize {
+        self.tests.values().filter(|outcome| **outcome == Outcome::Passed).count()
+    }
+
+    /// Tests that failed.
+    pub fn failed(&self) -> usize {
+        self.tests.values().filter(|outcome| matches!(outcome, Outcome::Failed(_))).count()
+    }
+
+    /// Tests that need what the engine does not have.
+    pub fn unsupported(&self) -> usize {
+        self.tests.values().filter(|outcome| matches!(outcome, Outcome::Unsupported(_))).count()
+    }
+}
+
+/// Why a folder cannot be tested at all.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// A folder cannot be listed.
+    #[error("{}: {source}", .path.display())]
+    List {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is no test in it.
+    #[error("{} holds no test: no model.onnx in its folders or theirs", .0.display())]
+    Empty(PathBuf),
+}
+
+/// Runs all tests under `folder`, or those that `list` names.
+///
+/// # Errors
+/// [`FolderError`]; a test that goes wrong is an [`Outcome`].
+pub fn run_folder(folder: &Path, list: Option<&[String]>) -> Result<Report, FolderError> {
+    let mut report = Report::default();
+    let names = match list {
+        Some(list) => list.to_vec(),
+        None => find(folder)?,
+    };
+    if names.is_empty() {
+        return Err(FolderError::Empty(folder.to_owned()));
+    }
+    for name in names {
+        let outcome = run_test(&folder.join(&name));
+        report.tests.insert(name, outcome);
+    }
+    Ok(report)
+}
+
+/// Folders with a `model.onnx`, one or two levels down, sorted.
+fn find(folder: &Path) -> Result<Vec<String>, FolderError> {
+    let list = |path: &Path| -> Result<Vec<PathBuf>, FolderError> {
+        let wrong = |source| FolderError::List { path: path.to_owned(), source };
+        let entries = std::fs::read_dir(path).map_err(wrong)?;
+        let mut found = entries.map(|e| e.map(|e| e.path())).collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+        found.retain(|path| path.is_dir());
+        found.sort();
+        Ok(found)
+    };
+    let mut names = Vec::new();
+    for kind in list(folder)? {
+        let tests = if kind.join(MODEL_FILE).exists() { vec![kind] } else { list(&kind)? };
+        for test in tests.iter().filter(|test| test.join(MODEL_FILE).exists()) {
+            names.extend(test.strip_prefix(folder).ok().map(|name| name.to_string_lossy().into_owned()));
+        }
+    }
+    Ok(names)
+}
+
+#[derive(Debug, thiserror::Error)]
+enum TestError {
+    #[error(transparent)]
+    Data(Box<DataError>),
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error("{0}")]
+    Mismatch(String),
+}
+
+impl From<DataError> for TestError {
+    fn from(error: DataError) -> Self {
+        Self::Data(Box::new(error))
+    }
+}
+
+/// Runs one test with all its data sets.
+pub fn run_test(test: &Path) -> Outcome {
+    match try_test(test) {
+        Ok(()) => Outcome::Passed,
+        Err(TestError::Import(error @ ImportError::Unsupported(_)))
+        | Err(TestError::Compile(CompileError::Import(error @ ImportError::Unsupported(_)))) => {
+            Outcome::Unsupported(error.to_string())
+        }
+        Err(TestError::Run(RunError::Op {
+            source: error @ crate::error::OpError::Unsupported(_), ..
+        })) => Outcome::Unsupported(error.to_string()),
+        Err(error) => Outcome::Failed(error.to_string()),
+    }
+}
+
+fn try_test(test: &Path) -> Result<(), TestError> {
+    let files = read_bundle(test)?;
+    let model = Model::import(&files, Limits::default())?;
+    let mut session = Session::new(Program::compile(model, Options::default())?);
+    for k in 0.. {
+        let data = test.join(format!("test_data_set_{k}"));
+        if !data.exists() {
+            break;
+        }
+        let inputs = read_tensors(&data, "input")?;
+        let expected = read_tensors(&data, "output")?;
+        let borrowed: Vec<Input<'_>> = inputs.iter().map(Input::from).collect();
+        let mut found: Vec<Tensor> = Vec::new();
+        session.run(&borrowed, &mut found, &|| false)?;
+        for (j, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            match compare(found, expected, TOLERANCE) {
+                Match::Within { .. } => {}
+                other => return Err(TestError::Mismatch(format!("data set {k}, output {j}: {other:?}"))),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The files of a folder as a bundle, read whole.
+///
+/// # Errors
+/// [`DataError::Read`].
+pub fn read_bundle(folder: &Path) -> Result<Files, DataError> {
+    let wrong = |path: &Path| {
+        let path = path.to_owned();
+        move |source| DataError::Read { path, source }
+    };
+    let mut files = Files::new();
+    for entry in std::fs::read_dir(folder).map_err(wrong(folder))? {
+        let path = entry.map_err(wrong(folder))?.path();
+        if path.is_file() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            files.insert(name, Bytes::from(std::fs::read(&path).map_err(wrong(&path))?));
+        }
+    }
+    Ok(files)
+}

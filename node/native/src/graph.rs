@@ -1,0 +1,4 @@
+//! The intermediate representation and its invariant.
+
+pub mod ir;
+pub mod verify;

@@ -1,0 +1,51 @@
+//! A compiled operator: the closure that computes it, and the scratch it needs.
+
+use std::fmt;
+
+use crate::error::OpError;
+use crate::exec::io::Io;
+
+/// Computes one node for one set of shapes.
+pub type Run = Box<dyn Fn(&mut Io<'_>) -> Result<(), OpError> + Send + Sync>;
+
+/// A compiled operator.
+pub struct Lowered {
+    /// Computes it.
+    pub run: Run,
+    /// Bytes of scratch, given as the output after the last.
+    pub scratch_bytes: usize,
+    /// The kernel's name, for inspection.
+    pub kernel: &'static str,
+    /// Inputs that the kernel took over when it was made, such as packed weights, and does not read again.
+    pub unread: &'static [usize],
+}
+
+impl Lowered {
+    /// An operator without scratch.
+    pub fn new(
+        kernel: &'static str,
+        run: impl Fn(&mut Io<'_>) -> Result<(), OpError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { run: Box::new(run), scratch_bytes: 0, kernel, unread: &[] }
+    }
+
+    /// With inputs that are not read when it runs.
+    #[must_use]
+    pub fn without_reading(mut self, unread: &'static [usize]) -> Self {
+        self.unread = unread;
+        self
+    }
+
+    /// With scratch.
+    #[must_use]
+    pub fn with_scratch(mut self, bytes: usize) -> Self {
+        self.scratch_bytes = bytes;
+        self
+    }
+}
+
+impl fmt::Debug for Lowered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lowered").field("kernel", &self.kernel).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,181 @@
+//! `LSTM` with constant weights and the usual activations, on the kernels: the inputs' part of all steps is one product,
+//! the recurrent part one product per step over the whole batch.
+//!
+//! Order: the gates' chain goes over the input, then biases, then the state; a row's bits do not depend on the batch.
+
+use std::sync::Arc;
+
+use roost_kernels::{Activation as Last, Epilogue, Gemm, Matrix, RowsMut};
+
+use super::Target;
+use super::fact::{Fact, Facts};
+use super::kernel::Lowered;
+use super::rnn::{Activation, Cell, Rnn, Sizes, sizes};
+use crate::error::OpError;
+use crate::plan::pack::{Layout, packed};
+use crate::tensor::AlignedBuf;
+
+/// The kernel, where this layer fits it.
+pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target) -> Result<Option<Lowered>, OpError> {
+    let usual = [Activation::Sigmoid, Activation::Tanh, Activation::Tanh];
+    let fits = rnn.cell == Cell::Lstm
+        && rnn.activations.iter().all(|list| *list == usual)
+        && rnn.clip.is_none()
+        && !rnn.input_forget
+        && !rnn.batch_first
+        && ins.get(4).is_none();
+    let pinned = |i: usize| ins.get(i).filter(|fact| fact.pinned && fact.value.is_some());
+    let (Some(w), Some(r), true) = (pinned(1), pinned(2), fits) else { return Ok(None) };
+    let s = sizes(ins, rnn)?;
+    let width = 4 * s.hidden;
+    let input = target.kernels.gemm(s.features, width);
+    let state = target.kernels.gemm(s.hidden, width);
+    let panel = target.kernels.layout().panel;
+    let plan = Plan {
+        s,
+        backwards: rnn.directions.clone(),
+        input_weights: packed_directions(&input, w, s.directions, width, s.features, panel),
+        state_weights: packed_directions(&state, r, s.directions, width, s.hidden, panel),
+        input,
+        state,
+        kernels: target.kernels,
+    };
+    let present: [bool; 8] = std::array::from_fn(|i| ins.get(i).is_some());
+    let scratch = plan.scratch() * size_of::<f32>();
+    let run = move |io: &mut crate::exec::io::Io<'_>| {
+        let optional = |i: usize| if present[i] { io.input::<f32>(i) } else { &[] };
+        let inputs = Inputs {
+            x: io.input(0),
+            bias: optional(3),
+            h: optional(5),
+            c: optional(6),
+            peephole: optional(7),
+        };
+        let (all, last, cell, scratch) =
+            (io.take::<f32>(0), io.take::<f32>(1), io.take::<f32>(2), io.take::<f32>(3));
+        for d in 0..plan.s.directions {
+            plan.direction(d, &inputs, all, last, cell, scratch);
+        }
+        Ok(())
+    };
+    Ok(Some(Lowered::new("lstm", run).with_scratch(scratch).without_reading(&[1, 2])))
+}
+
+/// The weights of all directions, `[directions, width, k]`, packed one after the other.
+fn packed_directions(
+    gemm: &Gemm,
+    w: Fact<'_>,
+    directions: usize,
+    width: usize,
+    k: usize,
+    panel: usize,
+) -> Arc<AlignedBuf> {
+    let each = gemm.packed_len();
+    let numbers = vec![directions, width, k, panel];
+    let tensor = w.value.expect("the caller has looked");
+    packed(tensor, Layout { kernel: "lstm", numbers }, directions * each * size_of::<f32>(), |out| {
+        let values = tensor.values::<f32>();
+        let out: &mut [f32] = bytemuck::cast_slice_mut(out);
+        for d in 0..directions {
+            let matrix = Matrix::transposed(&values[d * width * k..(d + 1) * width * k], k);
+            gemm.pack(matrix, &mut out[d * each..(d + 1) * each]);
+        }
+    })
+}
+
+/// The packed weights of a direction.
+fn part(buffer: &AlignedBuf, d: usize, each: usize) -> &[f32] {
+    let all: &[f32] = bytemuck::cast_slice(buffer.bytes());
+    &all[d * each..(d + 1) * each]
+}
+
+struct Inputs<'a> {
+    x: &'a [f32],
+    bias: &'a [f32],
+    h: &'a [f32],
+    c: &'a [f32],
+    peephole: &'a [f32],
+}
+
+struct Plan {
+    s: Sizes,
+    backwards: Vec<bool>,
+    input: Gemm,
+    state: Gemm,
+    input_weights: Arc<AlignedBuf>,
+    state_weights: Arc<AlignedBuf>,
+    kernels: &'static roost_kernels::Kernels,
+}
+
+impl Plan {
+    fn gemm_scratch(&self) -> usize {
+        self.input.scratch_len(self.s.length * self.s.batch).max(self.state.scratch_len(self.s.batch))
+    }
+
+    /// Gates of all steps, the sum of the biases, states and cells of the batch, and what the products want.
+    fn scratch(&self) -> usize {
+        let width = 4 * self.s.hidden;
+        self.s.length * self.s.batch * width + width + 2 * self.s.batch * self.s.hidden + self.gemm_scratch()
+    }
+
+    fn direction(
+        &self,
+        d: usize,
+        inputs: &Inputs<'_>,
+        all: &mut [f32],
+        last: &mut [f32],
+        last_cell: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        let Sizes { length, batch, hidden, directions, features } = self.s;
+        let width = 4 * hidden;
+        let (gates, rest) = scratch.split_at_mut(length * batch * width);
+        let (bias, rest) = rest.split_at_mut(width);
+        let (h, rest) = rest.split_at_mut(batch * hidden);
+        let (c, products) = rest.split_at_mut(batch * hidden);
+        let both = inputs.bias.get(2 * d * width..2 * (d + 1) * width);
+        for (g, bias) in bias.iter_mut().enumerate() {
+            *bias = both.map_or(0.0, |both| both[g] + both[width + g]);
+        }
+        let block = d * batch * hidden..(d + 1) * batch * hidden;
+        for (from, to) in [(inputs.h, &mut *h), (inputs.c, &mut *c)] {
+            match from.get(block.clone()) {
+                Some(from) => to.copy_from_slice(from),
+                None => to.fill(0.0),
+            }
+        }
+        let input = part(&self.input_weights, d, self.input.packed_len());
+        let state = part(&self.state_weights, d, self.state.packed_len());
+        let epilogue =
+            Epilogue { bias: Some(bias), residual: None, activation: Last::None, accumulate: false };
+        let rows = RowsMut { data: &mut *gates, stride: width };
+        let x = Matrix::dense(inputs.x, features);
+        self.input.run(length * batch, x, input, rows, &epilogue, products);
+        let peephole = inputs.peephole.get(d * 3 * hidden..(d + 1) * 3 * hidden);
+        for step in 0..length {
+            let t = if self.backwards[d] { length - 1 - step } else { step };
+            let gates = &mut gates[t * batch * width..(t + 1) * batch * width];
+            let more = Epilogue { bias: None, residual: None, activation: Last::None, accumulate: true };
+            let rows = RowsMut { data: &mut *gates, stride: width };
+            self.state.run(batch, Matrix::dense(h, hidden), state, rows, &more, products);
+            for b in 0..batch {
+                let row = b * hidden..(b + 1) * hidden;
+                self.kernels.lstm_cell(
+                    &gates[b * width..(b + 1) * width],
+                    peephole,
+                    &mut c[row.clone()],
+                    &mut h[row],
+                );
+            }
+            let to = (t * directions + d) * batch * hidden;
+            if let Some(out) = all.get_mut(to..to + batch * hidden) {
+                out.copy_from_slice(h);
+            }
+        }
+        for (from, to) in [(h, last), (c, last_cell)] {
+            if let Some(out) = to.get_mut(block.clone()) {
+                out.copy_from_slice(from);
+            }
+        }
+    }
+}

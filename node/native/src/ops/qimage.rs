@@ -1,0 +1,227 @@
+//! Quantised convolutions in NHWC on the kernels, and tables over bytes.
+//!
+//! The quantisation pass makes these operators where scales and zero points are constants.
+
+use roost_kernels::{ByteRows, BytesOut, Output, QWeights, Sign};
+
+use super::Target;
+use super::conv::Window;
+use super::fact::{Facts, Out, checked_len};
+use super::image::{ConvImage, refused};
+use super::kernel::Lowered;
+use crate::error::OpError;
+use crate::plan::pack::{Layout, packed};
+use crate::tensor::{DType, Tensor};
+
+/// A quantised convolution: x bytes, weights `[M, C / group, kH, kW]` in `i8`, bias `[M]` in `i32`. The result is
+/// `clamp(round(sum * scale) + zero, low, high)`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QConv {
+    /// The window.
+    pub window: Window,
+    /// Groups.
+    pub group: usize,
+    /// The zero point of x.
+    pub x_zero: i32,
+    /// Scale of x times that of the weights over that of the result: one, or one per filter.
+    pub scales: Vec<f32>,
+    /// The result's type, `u8` or `i8`.
+    pub to: DType,
+    /// The result's zero point.
+    pub zero: i32,
+    /// The least result.
+    pub low: i32,
+    /// The greatest result.
+    pub high: i32,
+    /// Whether x is `[N, H, W, C]`, as the kernel wants it.
+    pub nhwc: bool,
+}
+
+/// The sign of a byte type.
+pub fn sign(dtype: DType) -> Sign {
+    if dtype == DType::I8 { Sign::Signed } else { Sign::Unsigned }
+}
+
+impl QConv {
+    fn image(&self) -> ConvImage {
+        ConvImage {
+            window: self.window.clone(),
+            group: self.group,
+            activation: roost_kernels::Activation::None,
+            nchw: !self.nhwc,
+        }
+    }
+}
+
+/// The output of a quantised convolution.
+pub fn infer(ins: Facts<'_>, conv: &QConv) -> Result<Vec<Out>, OpError> {
+    let (x, w) = (ins.typed(0, &[DType::U8, DType::I8])?, ins.typed(1, &[DType::I8])?);
+    let (n, shape, [height, width]) = conv.image().shape(x.shape, w.shape)?;
+    let filters = shape.filters;
+    let out = if conv.nhwc { [n, height, width, filters] } else { [n, filters, height, width] };
+    checked_len(conv.to, &out)?;
+    Ok(vec![Out::new(conv.to, out)])
+}
+
+/// The kernel of a quantised convolution. `stride` is the distance of output pixels.
+pub fn lower(
+    ins: Facts<'_>,
+    conv: &QConv,
+    stride: Option<usize>,
+    target: Target,
+) -> Result<Lowered, OpError> {
+    let (x, w) = (ins.need(0)?, ins.need(1)?);
+    if !conv.nhwc {
+        return Err(OpError::Unsupported("a quantised convolution that is not an image".into()));
+    }
+    let (images, shape, _) = conv.image().shape(x.shape, w.shape)?;
+    let kernel = target.kernels.qconv(shape, sign(x.dtype)).map_err(refused)?;
+    let weights = w.value.ok_or_else(|| OpError::Unsupported("weights that are computed".into()))?;
+    let layout = target.kernels.layout();
+    let mut numbers = w.shape.to_vec();
+    numbers.extend([conv.group, layout.byte_panel, layout.byte_group]);
+    // The sums of the taps follow the packed bytes.
+    let bytes = kernel.packed_len().next_multiple_of(4);
+    let whole = bytes + kernel.sums_len() * size_of::<i32>();
+    let pack = |out: &mut [u8]| {
+        let (packed, sums) = out.split_at_mut(bytes);
+        let packed = &mut bytemuck::cast_slice_mut(packed)[..kernel.packed_len()];
+        kernel.pack(&weights.values::<i8>(), packed, bytemuck::cast_slice_mut(sums));
+    };
+    let weights = packed(weights, Layout { kernel: "quantised conv", numbers }, whole, pack);
+    let biased = ins.get(2).is_some();
+    let (filters, channels) = (shape.filters, shape.channels);
+    let stride = stride.unwrap_or(filters);
+    let conv = conv.clone();
+    let run = move |io: &mut crate::exec::io::Io<'_>| {
+        let input = ByteRows { data: io.bytes(0), stride: channels };
+        let bias = biased.then(|| io.input::<i32>(2));
+        let (packed, sums) = weights.bytes().split_at(bytes);
+        let packed = &bytemuck::cast_slice(packed)[..kernel.packed_len()];
+        let (data, scratch) = (io.take_bytes(0), io.take::<i32>(1));
+        let out = BytesOut {
+            data,
+            stride,
+            scale: &conv.scales,
+            zero: conv.zero,
+            low: conv.low,
+            high: conv.high,
+            residual: None,
+        };
+        let weights = QWeights { packed, sums: bytemuck::cast_slice(sums), bias };
+        kernel.run(images, input, conv.x_zero, weights, Output::Bytes(out), scratch);
+        Ok(())
+    };
+    let scratch = kernel.scratch_len() * size_of::<i32>();
+    Ok(Lowered::new("quantised conv", run).with_scratch(scratch).without_reading(&[1]))
+}
+
+/// Bytes of images from `[N, C, H, W]` to `[N, H, W, channels]`.
+pub fn infer_widen(ins: Facts<'_>, channels: usize) -> Result<Vec<Out>, OpError> {
+    let x = ins.typed(0, &[DType::U8, DType::I8])?;
+    match *x.shape {
+        [n, c, h, w] if c <= channels => Ok(vec![Out::new(x.dtype, [n, h, w, channels])]),
+        _ => Err(OpError::Shape(format!("{:?} with {channels} channels", x.shape))),
+    }
+}
+
+/// The kernel of [`infer_widen`].
+pub fn lower_widen(ins: Facts<'_>, channels: usize) -> Result<Lowered, OpError> {
+    let x = ins.need(0)?;
+    let (c, area) = (x.shape[1], x.shape[2] * x.shape[3]);
+    Ok(Lowered::new("widen", move |io| {
+        let (x, out) = (io.bytes(0), io.take_bytes(0));
+        if c == 0 || area == 0 {
+            out.fill(0);
+            return Ok(());
+        }
+        for (x, out) in x.chunks_exact(c * area).zip(out.chunks_exact_mut(channels * area)) {
+            // Channel by channel: reads are contiguous, writes a few bytes apart.
+            for channel in 0..channels {
+                let to = out[channel..].iter_mut().step_by(channels);
+                match x.get(channel * area..(channel + 1) * area) {
+                    Some(plane) => to.zip(plane).for_each(|(out, x)| *out = *x),
+                    None => to.for_each(|out| *out = 0),
+                }
+            }
+        }
+        Ok(())
+    }))
+}
+
+/// A function of bytes as a table of 256 entries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// The result by input byte.
+    pub entries: Vec<u8>,
+    /// The result's type.
+    pub to: DType,
+}
+
+/// The output of a table.
+pub fn infer_table(ins: Facts<'_>, table: &Table) -> Result<Vec<Out>, OpError> {
+    let x = ins.typed(0, &[DType::U8, DType::I8])?;
+    Ok(vec![Out::new(table.to, x.shape)])
+}
+
+/// The kernel of a table.
+pub fn lower_table(table: &Table) -> Result<Lowered, OpError> {
+    let entries: [u8; 256] = table.entries[..]
+        .try_into()
+        .map_err(|_| OpError::Shape("a table of other than 256 entries".into()))?;
+    Ok(Lowered::new("table", move |io| {
+        let x = io.bytes(0);
+        for (out, x) in io.take_bytes(0).iter_mut().zip(x) {
+            *out = entries[usize::from(*x)];
+        }
+        Ok(())
+    }))
+}
+
+/// A scale and a zero point of one value, where they are constant.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// The scale.
+    pub scale: f32,
+    /// The zero point.
+    pub zero: i32,
+    /// The type.
+    pub dtype: DType,
+}
+
+impl Step {
+    /// From constants; `None` unless both are single values of a byte type.
+    pub fn new(scale: &Tensor, zero: Option<&Tensor>, default: DType) -> Option<Self> {
+        let one = |tensor: &Tensor| (tensor.len() == 1).then_some(());
+        one(scale)?;
+        let dtype = zero.map_or(default, Tensor::dtype);
+        if !matches!(dtype, DType::U8 | DType::I8) || scale.dtype() != DType::F32 {
+            return None;
+        }
+        let zero = match zero {
+            None => 0,
+            Some(zero) => {
+                one(zero)?;
+                zero.ints()?[0] as i32
+            }
+        };
+        let scale = scale.values::<f32>()[0];
+        (scale > 0.0 && scale.is_finite()).then_some(Self { scale, zero, dtype })
+    }
+
+    /// The least and the greatest byte.
+    pub fn range(&self) -> (i32, i32) {
+        if self.dtype == DType::I8 { (-128, 127) } else { (0, 255) }
+    }
+
+    /// What a byte stands for.
+    pub fn value(&self, byte: i32) -> f32 {
+        (byte - self.zero) as f32 * self.scale
+    }
+
+    /// The byte that stands for a value.
+    pub fn byte(&self, value: f32) -> i32 {
+        let (low, high) = self.range();
+        ((value / self.scale).round_ties_even() as i32).saturating_add(self.zero).clamp(low, high)
+    }
+}

@@ -1,0 +1,190 @@
+//! Fusions over a graph with shapes: bias, residual and activation go into the product or convolution before them.
+//!
+//! Each fused operator computes the same roundings in the same order as the separate ones, so fusing changes no bit.
+
+use roost_kernels::Activation;
+
+use crate::graph::ir::{Graph, Node, ValueId};
+use crate::ops::Op;
+use crate::ops::elementwise::{Binary, Unary};
+use crate::ops::fact::Out;
+use crate::ops::linear::Gemm;
+use crate::ops::matrix::Linear;
+use crate::tensor::DType;
+
+/// Fuses what follows products and convolutions.
+pub fn epilogues(graph: &mut Graph) {
+    linears(graph);
+    let mut at = 0;
+    while at < graph.nodes.len() {
+        // Grow the operator at `at` forwards while its only reader can join it.
+        while step(graph, at) {}
+        at += 1;
+    }
+    let mut live = graph
+        .nodes
+        .iter()
+        .map(|node| node.outputs.iter().any(Option::is_some))
+        .collect::<Vec<_>>()
+        .into_iter();
+    graph.nodes.retain(|_| live.next().unwrap_or(true));
+    sort(graph);
+}
+
+/// `MatMul` and plain `Gemm` in f32 become [`Op::Linear`].
+fn linears(graph: &mut Graph) {
+    for at in 0..graph.nodes.len() {
+        let node = &graph.nodes[at];
+        let float = |i: usize| shape(graph, node, i).is_some_and(|out| out.dtype == DType::F32);
+        if !float(0) || !float(1) {
+            continue;
+        }
+        match &node.op {
+            Op::MatMul => graph.nodes[at].op = Op::Linear(Linear::PLAIN),
+            Op::Gemm(Gemm { alpha, beta, trans_a, trans_b }) if *alpha == 1.0 => {
+                let linear = Linear { trans_a: *trans_a, trans_b: *trans_b, activation: Activation::None };
+                let columns = node.outputs[0]
+                    .and_then(|id| graph.values[id.index()].out.as_ref())
+                    .map_or(0, |o| o.shape[1]);
+                let c = shape(graph, node, 2).map(|c| c.shape.clone());
+                let joins = c.as_ref().is_none_or(|c| *beta == 1.0 && is_row(c, columns));
+                if joins {
+                    graph.nodes[at].op = Op::Linear(linear);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether a shape is one row of this many columns.
+fn is_row(shape: &[usize], columns: usize) -> bool {
+    shape.last() == Some(&columns) && shape.iter().product::<usize>() == columns
+}
+
+fn shape<'a>(graph: &'a Graph, node: &Node, index: usize) -> Option<&'a Out> {
+    let id = node.inputs.get(index).copied().flatten()?;
+    graph.values[id.index()].out.as_ref()
+}
+
+/// The one node that reads a value, if nothing else does.
+fn only_reader(graph: &Graph, id: ValueId) -> Option<usize> {
+    if graph.outputs.contains(&id) {
+        return None;
+    }
+    let mut readers = graph.nodes.iter().enumerate().filter(|(_, node)| node.inputs.contains(&Some(id)));
+    let (at, node) = readers.next()?;
+    let once = node.inputs.iter().filter(|input| **input == Some(id)).count() == 1;
+    (readers.next().is_none() && once).then_some(at)
+}
+
+/// Joins the only reader of the node at `at` into it; whether it did.
+fn step(graph: &mut Graph, at: usize) -> bool {
+    let node = &graph.nodes[at];
+    let (Op::Linear(Linear { activation, .. })
+    | Op::ConvImage(crate::ops::image::ConvImage { activation, .. })) = &node.op
+    else {
+        return false;
+    };
+    if *activation != Activation::None {
+        return false;
+    }
+    let Some(y) = node.outputs.first().copied().flatten() else { return false };
+    let Some(reader) = only_reader(graph, y) else { return false };
+    let Some(out) = graph.values[y.index()].out.clone() else { return false };
+    let next = &graph.nodes[reader];
+    let (mut op, mut inputs) = (node.op.clone(), node.inputs.clone());
+    let free = |inputs: &[Option<ValueId>], i: usize| inputs.get(i).copied().flatten().is_none();
+    match &next.op {
+        Op::Binary(Binary::Add) => {
+            let other = if next.inputs[0] == Some(y) { next.inputs[1] } else { next.inputs[0] };
+            let Some(other) = other else { return false };
+            let Some(added) = graph.values[other.index()].out.clone() else { return false };
+            let columns = out.shape.last().copied().unwrap_or(1);
+            // A lone column would be a row as well as a matrix, by the number of rows.
+            let bias = graph.data(other).is_some()
+                && is_row(&added.shape, columns)
+                && added.shape.len() <= out.shape.len();
+            inputs.resize(4, None);
+            if bias && free(&inputs, 2) && free(&inputs, 3) {
+                inputs[2] = Some(other);
+            } else if added.shape == out.shape && free(&inputs, 3) && graph.data(other).is_none() {
+                inputs[3] = Some(other);
+            } else {
+                return false;
+            }
+        }
+        Op::Unary(unary) => {
+            let Some(fused) = activation_of(*unary) else { return false };
+            set_activation(&mut op, fused);
+        }
+        Op::Clip => {
+            let bound = |i: usize, free: f32| match next.inputs.get(i).copied().flatten() {
+                None => Some(free),
+                Some(id) => graph
+                    .data(id)
+                    .filter(|t| t.dtype() == DType::F32)
+                    .and_then(|t| t.values::<f32>().first().copied()),
+            };
+            let (Some(min), Some(max)) = (bound(1, f32::NEG_INFINITY), bound(2, f32::INFINITY)) else {
+                return false;
+            };
+            if min > max {
+                return false;
+            }
+            set_activation(&mut op, Activation::Clip { min, max });
+        }
+        _ => return false,
+    }
+    let outputs = graph.nodes[reader].outputs.clone();
+    graph.nodes[reader].outputs = vec![None];
+    graph.nodes[reader].inputs.clear();
+    let node = &mut graph.nodes[at];
+    (node.op, node.inputs, node.outputs) = (op, inputs, outputs);
+    true
+}
+
+fn set_activation(op: &mut Op, fused: Activation) {
+    match op {
+        Op::Linear(linear) => linear.activation = fused,
+        Op::ConvImage(conv) => conv.activation = fused,
+        _ => {}
+    }
+}
+
+fn activation_of(unary: Unary) -> Option<Activation> {
+    match unary {
+        Unary::Relu => Some(Activation::Relu),
+        other => other.kernel().map(Activation::Map),
+    }
+}
+
+/// Puts nodes after what they read: a residual may come later in the list than the product that it joined.
+pub fn sort(graph: &mut Graph) {
+    let producers = graph.producers();
+    let count = graph.nodes.len();
+    let mut done = vec![false; count];
+    let mut order = Vec::with_capacity(count);
+    let mut stack: Vec<(usize, usize)> = Vec::new();
+    for root in 0..count {
+        if std::mem::replace(&mut done[root], true) {
+            continue;
+        }
+        stack.push((root, 0));
+        while let Some((at, input)) = stack.pop() {
+            match graph.nodes[at].inputs.get(input) {
+                None => order.push(at),
+                Some(id) => {
+                    stack.push((at, input + 1));
+                    if let Some(producer) = id.and_then(|id| producers[id.index()])
+                        && !std::mem::replace(&mut done[producer], true)
+                    {
+                        stack.push((producer, 0));
+                    }
+                }
+            }
+        }
+    }
+    let mut nodes: Vec<Option<Node>> = std::mem::take(&mut graph.nodes).into_iter().map(Some).collect();
+    graph.nodes = order.into_iter().filter_map(|at| nodes[at].take()).collect();
+}

@@ -1,0 +1,382 @@
+//! Integers where the model means integers: dequantise, operator, quantise becomes an integer operator where results
+//! agree within one step; everything else stays a float island.
+//!
+//! - A convolution between quantised values becomes [`Op::QConv`]; so does `QLinearConv` with constant scales.
+//! - Quantising what was dequantised with the same step gives the bytes back.
+//! - What only moves elements, or takes maxima, moves the bytes.
+//! - A quantise goes before what only moves elements, so that it meets what it can join.
+//! - Another step, or a ReLU, is a table over bytes: both roundings stay, so results are those of the float form.
+
+use crate::graph::ir::{Graph, Node, ValueId};
+use crate::ops::Op;
+use crate::ops::elementwise::Unary;
+use crate::ops::pool::Pool;
+use crate::ops::qimage::{QConv, Step, Table};
+use crate::tensor::{DType, Tensor};
+
+/// Makes integer operators.
+pub fn integers(graph: &mut Graph) {
+    for at in 0..graph.nodes.len() {
+        qlinear_conv(graph, at);
+    }
+    // Each rule looks at a quantise and what is before it; rules feed each other in graph order.
+    for at in 0..graph.nodes.len() {
+        if matches!(graph.nodes[at].op, Op::Quantize { .. }) {
+            quantize(graph, at);
+        }
+    }
+}
+
+/// The step of a quantise or dequantise.
+fn step(graph: &Graph, node: &Node) -> Option<Step> {
+    let default = match &node.op {
+        Op::Quantize { scales, to } if scales.block == 0 => to.unwrap_or(DType::U8),
+        Op::Dequantize { scales } if scales.block == 0 => DType::U8,
+        _ => return None,
+    };
+    // A dequantise without a zero point has its input's type, which is not known here.
+    let zero = graph.input_data(node, 2);
+    let absent = node.inputs.get(2).copied().flatten().is_none();
+    if (zero.is_none() && !absent) || (absent && matches!(node.op, Op::Dequantize { .. })) {
+        return None;
+    }
+    Step::new(graph.input_data(node, 1)?, zero, default)
+}
+
+/// The node that makes a value.
+fn producer(graph: &Graph, id: ValueId) -> Option<usize> {
+    graph.nodes.iter().position(|node| node.outputs.contains(&Some(id)))
+}
+
+/// Whether a value has one reader and is no output.
+fn read_once(graph: &Graph, id: ValueId) -> bool {
+    let reads =
+        graph.nodes.iter().flat_map(|node| node.inputs.iter().flatten()).filter(|read| **read == id).count();
+    reads == 1 && !graph.outputs.contains(&id)
+}
+
+/// What a value is dequantised from, if a dequantise with one step makes it.
+fn dequantized(graph: &Graph, id: ValueId) -> Option<(ValueId, Step)> {
+    let node = &graph.nodes[producer(graph, id)?];
+    matches!(node.op, Op::Dequantize { .. }).then_some(())?;
+    Some((node.inputs[0]?, step(graph, node)?))
+}
+
+/// One quantise: looks at what it quantises.
+fn quantize(graph: &mut Graph, at: usize) -> Option<()> {
+    let to = step(graph, &graph.nodes[at])?;
+    let x = graph.nodes[at].inputs[0]?;
+    if let Some((bytes, from)) = dequantized(graph, x) {
+        return restep(graph, at, bytes, from, to, false);
+    }
+    let before = producer(graph, x)?;
+    if !read_once(graph, x) {
+        return None;
+    }
+    let node = graph.nodes[before].clone();
+    match &node.op {
+        Op::Conv { .. } => conv(graph, at, before, to, false),
+        Op::Unary(Unary::Relu) => {
+            let input = node.inputs[0]?;
+            if let Some((bytes, from)) = dequantized(graph, input) {
+                return restep(graph, at, bytes, from, to, true);
+            }
+            let conv_at = producer(graph, input)?;
+            let is_conv = matches!(graph.nodes[conv_at].op, Op::Conv { .. }) && read_once(graph, input);
+            if is_conv { conv(graph, at, conv_at, to, true) } else { None }
+        }
+        Op::Pool { pool: Pool::Max { .. }, .. }
+        | Op::Reshape { .. }
+        | Op::Flatten { .. }
+        | Op::Squeeze
+        | Op::Unsqueeze
+        | Op::Transpose { .. }
+        | Op::Identity => {
+            if node.outputs[1..].iter().any(Option::is_some) {
+                return None;
+            }
+            let Some((bytes, from)) = dequantized(graph, node.inputs[0]?) else {
+                return hoist(graph, at, &node);
+            };
+            if from != to {
+                return hoist(graph, at, &node);
+            }
+            let mut inputs = node.inputs.clone();
+            inputs[0] = Some(bytes);
+            graph.nodes[at].op = node.op;
+            graph.nodes[at].inputs = inputs;
+            Some(())
+        }
+        Op::Concat { axis } => concat(graph, at, &node, *axis, to),
+        _ => None,
+    }
+}
+
+/// Quantising is monotone: it goes before a maximum or a move. Then it may join what is there.
+fn hoist(graph: &mut Graph, at: usize, node: &Node) -> Option<()> {
+    let x = node.inputs[0]?;
+    let before = producer(graph, x)?;
+    let joins = matches!(
+        graph.nodes[before].op,
+        Op::Conv { .. }
+            | Op::Concat { .. }
+            | Op::Unary(Unary::Relu)
+            | Op::Dequantize { .. }
+            | Op::Pool { .. }
+    );
+    if !joins || !(read_once(graph, x) || matches!(graph.nodes[before].op, Op::Dequantize { .. })) {
+        return None;
+    }
+    let bytes = graph.value("");
+    let mut quantize = graph.nodes[at].clone();
+    quantize.inputs[0] = Some(x);
+    quantize.outputs = vec![Some(bytes)];
+    graph.nodes.push(quantize);
+    let new = graph.nodes.len() - 1;
+    let mut inputs = node.inputs.clone();
+    inputs[0] = Some(bytes);
+    graph.nodes[at].op = node.op.clone();
+    graph.nodes[at].inputs = inputs;
+    self::quantize(graph, new);
+    Some(())
+}
+
+/// Bytes of one step become bytes of another, after a ReLU or not: in the convolution that made them, else by a table.
+fn restep(graph: &mut Graph, at: usize, bytes: ValueId, from: Step, to: Step, relu: bool) -> Option<()> {
+    let output = graph.nodes[at].outputs[0]?;
+    if from == to && !relu {
+        graph.nodes[at].op = Op::Identity;
+        graph.nodes[at].inputs = vec![Some(bytes)];
+        return Some(());
+    }
+    // With one step on both sides a ReLU is a bound, and nothing is rounded twice.
+    if let Some(made) = producer(graph, bytes)
+        && from == to
+        && matches!(graph.nodes[made].op, Op::QConv(_))
+        && reads_of_bytes_are_one(graph, bytes, at)
+    {
+        if let Op::QConv(conv) = &mut graph.nodes[made].op {
+            conv.low = conv.low.max(to.zero);
+            conv.high = conv.high.max(conv.low);
+        }
+        // The convolution now makes the quantise's output; it stays where it is, before all readers.
+        graph.nodes[made].outputs[0] = Some(output);
+        graph.nodes[at].op = Op::Identity;
+        graph.nodes[at].inputs = vec![Some(output)];
+        graph.nodes[at].outputs = vec![None];
+        return Some(());
+    }
+    table(graph, at, bytes, from, to, relu);
+    Some(())
+}
+
+/// Whether bytes are read by one dequantise only, and its result by nothing but what leads to the quantise at `at`.
+fn reads_of_bytes_are_one(graph: &Graph, bytes: ValueId, at: usize) -> bool {
+    let mut value = bytes;
+    loop {
+        if !read_once(graph, value) {
+            return false;
+        }
+        let Some(reader) = graph.nodes.iter().position(|node| node.inputs.contains(&Some(value))) else {
+            return false;
+        };
+        if reader == at {
+            return true;
+        }
+        match graph.nodes[reader].outputs[0] {
+            Some(next) => value = next,
+            None => return false,
+        }
+    }
+}
+
+/// The node at `at` becomes a table from bytes of one step to bytes of another.
+fn table(graph: &mut Graph, at: usize, bytes: ValueId, from: Step, to: Step, relu: bool) {
+    let entry = |byte: u8| {
+        let byte = if from.dtype == DType::I8 { i32::from(byte as i8) } else { i32::from(byte) };
+        let value = from.value(byte);
+        to.byte(if relu && value < 0.0 { 0.0 } else { value }) as u8
+    };
+    let entries = (0..=255).map(entry).collect();
+    graph.nodes[at].op = Op::Table(Table { entries, to: to.dtype });
+    graph.nodes[at].inputs = vec![Some(bytes)];
+}
+
+/// A concat of dequantised values, quantised: a concat of bytes, each brought to the result's step.
+fn concat(graph: &mut Graph, at: usize, node: &Node, axis: i64, to: Step) -> Option<()> {
+    let parts: Option<Vec<_>> = node.inputs.iter().map(|id| dequantized(graph, (*id)?)).collect();
+    let mut inputs = Vec::new();
+    let name = graph.nodes[at].name.clone();
+    let mut tables = Vec::new();
+    for (bytes, from) in parts? {
+        if from == to {
+            inputs.push(Some(bytes));
+        } else {
+            let made = graph.value("");
+            tables.push((made, bytes, from));
+            inputs.push(Some(made));
+        }
+    }
+    graph.nodes[at].op = Op::Concat { axis };
+    graph.nodes[at].inputs = inputs;
+    for (made, bytes, from) in tables {
+        let node =
+            Node { op: Op::Identity, inputs: Vec::new(), outputs: vec![Some(made)], name: name.clone() };
+        graph.nodes.push(node);
+        let last = graph.nodes.len() - 1;
+        table(graph, last, bytes, from, to, false);
+    }
+    Some(())
+}
+
+/// A float convolution between quantised values.
+fn conv(graph: &mut Graph, at: usize, conv_at: usize, to: Step, relu: bool) -> Option<()> {
+    let node = graph.nodes[conv_at].clone();
+    let Op::Conv { window, group } = &node.op else { return None };
+    let (x, x_step) = dequantized(graph, node.inputs[0]?)?;
+    let (weights, w_scales) = weights(graph, node.inputs[1]?)?;
+    let filters = weights.shape()[0];
+    let scale_of = |m: usize| x_step.scale * w_scales[if w_scales.len() == 1 { 0 } else { m }];
+    let bias = match node.inputs.get(2).copied().flatten() {
+        None => None,
+        Some(id) => Some(integer_bias(graph, id, filters, scale_of)?),
+    };
+    let scales = (0..w_scales.len()).map(|m| scale_of(m) / to.scale).collect();
+    let (least, high) = to.range();
+    let low = if relu { to.zero.max(least) } else { least };
+    let (window, group) = (window.clone(), *group);
+    let qconv = QConv {
+        window,
+        group,
+        x_zero: x_step.zero,
+        scales,
+        to: to.dtype,
+        zero: to.zero,
+        low,
+        high,
+        nhwc: false,
+    };
+    let mut inputs = vec![Some(x), Some(graph.constant(weights))];
+    if let Some(bias) = bias {
+        inputs.push(Some(graph.constant(bias)));
+    }
+    graph.nodes[at].op = Op::QConv(qconv);
+    graph.nodes[at].inputs = inputs;
+    Some(())
+}
+
+/// Weights as `i8` around zero, with their scales: one, or one per filter.
+fn weights(graph: &Graph, id: ValueId) -> Option<(Tensor, Vec<f32>)> {
+    let node = &graph.nodes[producer(graph, id)?];
+    let Op::Dequantize { scales } = &node.op else { return None };
+    let (bytes, scale) = (graph.input_data(node, 0)?, graph.input_data(node, 1)?);
+    let zeros = match node.inputs.get(2).copied().flatten() {
+        None => None,
+        Some(id) => Some(graph.data(id)?),
+    };
+    if bytes.shape().len() != 4 || scales.block != 0 || scale.dtype() != DType::F32 {
+        return None;
+    }
+    let per_filter = scale.len() == bytes.shape()[0] && matches!(scales.axis, 0 | -4);
+    if !(scale.len() == 1 || per_filter) {
+        return None;
+    }
+    Some((around_zero(bytes, zeros)?, scale.floats()))
+}
+
+/// `i8` weights as they are, or `u8` weights around 128 moved; others do not fit a signed byte.
+fn around_zero(bytes: &Tensor, zeros: Option<&Tensor>) -> Option<Tensor> {
+    let all = |wanted: i64| match zeros {
+        None => wanted == 0,
+        Some(zeros) => zeros.ints().is_some_and(|zeros| zeros.iter().all(|zero| *zero == wanted)),
+    };
+    match bytes.dtype() {
+        DType::I8 if all(0) => Some(bytes.clone()),
+        DType::U8 if all(128) => {
+            let moved: Vec<u8> = bytes.bytes().iter().map(|byte| byte ^ 0x80).collect();
+            Some(Tensor::of_dtype(DType::I8, bytes.shape(), &moved))
+        }
+        _ => None,
+    }
+}
+
+/// The bias in units of the sums: `i32` as quantised with that scale, or floats rounded to it.
+fn integer_bias(
+    graph: &Graph,
+    id: ValueId,
+    filters: usize,
+    scale_of: impl Fn(usize) -> f32,
+) -> Option<Tensor> {
+    let (values, scales) = match graph.data(id) {
+        Some(floats) if floats.dtype() == DType::F32 => (floats.floats(), None),
+        Some(_) => return None,
+        None => {
+            let node = &graph.nodes[producer(graph, id)?];
+            matches!(node.op, Op::Dequantize { .. }).then_some(())?;
+            let (bias, scale) = (graph.input_data(node, 0)?, graph.input_data(node, 1)?);
+            let plain = match node.inputs.get(2).copied().flatten() {
+                None => true,
+                Some(zero) => graph.data(zero)?.ints()?.iter().all(|zero| *zero == 0),
+            };
+            if bias.dtype() != DType::I32 || !plain || scale.dtype() != DType::F32 {
+                return None;
+            }
+            if bias.len() != filters || !(scale.len() == 1 || scale.len() == filters) {
+                return None;
+            }
+            let scale = scale.floats();
+            let scale_at = |m: usize| scale[if scale.len() == 1 { 0 } else { m }];
+            // Exporters write the product of the scales; then the integers are the sums' own.
+            if (0..filters).all(|m| (scale_at(m) - scale_of(m)).abs() <= 1e-5 * scale_of(m)) {
+                return Some(bias.aligned());
+            }
+            let values =
+                bias.values::<i32>().iter().enumerate().map(|(m, v)| *v as f32 * scale_at(m)).collect();
+            (values, Some(()))
+        }
+    };
+    let _ = scales;
+    if values.len() != filters {
+        return None;
+    }
+    let bias: Vec<i32> =
+        values.iter().enumerate().map(|(m, v)| (v / scale_of(m)).round_ties_even() as i32).collect();
+    Some(Tensor::of(&[filters], &bias))
+}
+
+/// `QLinearConv` with constant scales and weights around zero.
+fn qlinear_conv(graph: &mut Graph, at: usize) -> Option<()> {
+    let node = graph.nodes[at].clone();
+    let Op::QLinearConv { window, group } = &node.op else { return None };
+    let data = |i: usize| graph.input_data(&node, i);
+    let x_step = Step::new(data(1)?, Some(data(2)?), DType::U8)?;
+    let to = Step::new(data(6)?, Some(data(7)?), DType::U8)?;
+    let (bytes, scale) = (data(3)?, data(4)?);
+    if bytes.shape().len() != 4 || !(scale.len() == 1 || scale.len() == bytes.shape()[0]) {
+        return None;
+    }
+    let weights = around_zero(bytes, data(5))?;
+    let scales = scale.floats().iter().map(|w| x_step.scale * w / to.scale).collect();
+    let (low, high) = to.range();
+    let (window, group) = (window.clone(), *group);
+    let qconv = QConv {
+        window,
+        group,
+        x_zero: x_step.zero,
+        scales,
+        to: to.dtype,
+        zero: to.zero,
+        low,
+        high,
+        nhwc: false,
+    };
+    let mut inputs = vec![node.inputs[0], Some(graph.constant(weights))];
+    match node.inputs.get(8).copied().flatten() {
+        None => {}
+        Some(bias) if graph.data(bias).is_some() => inputs.push(Some(bias)),
+        Some(_) => return None,
+    }
+    graph.nodes[at].op = Op::QConv(qconv);
+    graph.nodes[at].inputs = inputs;
+    Some(())
+}

@@ -1,0 +1,158 @@
+//! The promise: the same bits on every instruction set, for any batch, planned or interpreted; and no allocation for
+//! shapes seen before.
+
+use roost_kernels::Isa;
+use roost_native::compare::digest;
+use roost_native::exec::interpret;
+use roost_native::ops::Target;
+use roost_native::{DType, Input, Session, Tensor};
+
+use crate::places;
+
+/// Numbers that repeat, between -1 and 1.
+fn numbers(shape: &[usize]) -> Tensor {
+    let mut state = 0x9e37_79b9_u32;
+    let len: usize = shape.iter().product();
+    let values: Vec<f32> = (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect();
+    Tensor::of(shape, &values)
+}
+
+fn run(session: &mut Session, inputs: &[Tensor]) -> Vec<Tensor> {
+    let inputs: Vec<Input<'_>> = inputs.iter().map(Input::from).collect();
+    let mut found = Vec::new();
+    session.run(&inputs, &mut found, &|| false).expect("it runs");
+    found
+}
+
+/// Inputs of a model for a batch: numbers, or for token ids and bytes small integers.
+fn inputs(name: &str, batch: usize) -> Vec<Tensor> {
+    let tokens = |len: usize| (0..batch * len).map(|i| (i * 37 % 97) as i64).collect::<Vec<_>>();
+    match name {
+        "text_encoder_tiny" => {
+            vec![Tensor::of(&[batch, 12], &tokens(12)), Tensor::of(&[batch, 12], &vec![1_i64; batch * 12])]
+        }
+        "sentence_boundary_bilstm" => {
+            let bytes: Vec<u8> = tokens(10).iter().map(|token| *token as u8).collect();
+            vec![Tensor::of_dtype(DType::U8, &[batch, 10], &bytes)]
+        }
+        _ => vec![numbers(&[batch, 1, 8, 8])],
+    }
+}
+
+const MODELS: [&str; 8] = [
+    "digits_v1_logreg",
+    "digits_v1_mlp",
+    "digits_v2_conv",
+    "digits_v2_int8_qdq",
+    "digits_v2_int8_qdq_s8s8",
+    "digits_lstm",
+    "text_encoder_tiny",
+    "sentence_boundary_bilstm",
+];
+
+#[test]
+fn every_instruction_set_gives_the_same_bits() {
+    for name in MODELS {
+        let folder = places::model(name);
+        let on = |isa: Isa| {
+            let mut session = Session::new(places::program(&folder, Some(isa)));
+            digest(run(&mut session, &inputs(name, 3)).iter().map(Tensor::bytes))
+        };
+        let expected = on(Isa::Scalar);
+        for isa in Isa::available() {
+            assert_eq!(on(*isa), expected, "{name} on {isa}");
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_batch() {
+    for name in MODELS {
+        let mut session = Session::new(places::program(&places::model(name), None));
+        let whole = inputs(name, 9);
+        let expected = run(&mut session, &whole);
+        for row in [0, 4, 8] {
+            let slice = |tensor: &Tensor| {
+                let bytes = tensor.bytes().len() / 9;
+                let mut shape = tensor.shape().to_vec();
+                shape[0] = 1;
+                Tensor::of_dtype(tensor.dtype(), &shape, &tensor.bytes()[row * bytes..(row + 1) * bytes])
+            };
+            let alone: Vec<Tensor> = whole.iter().map(slice).collect();
+            for (found, expected) in run(&mut session, &alone).iter().zip(&expected) {
+                assert_eq!(found.bytes(), slice(expected).bytes(), "{name}, row {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn shapes_are_bound_anew_and_old_ones_kept() {
+    let mut session = Session::new(places::program(&places::model("digits_v2_conv"), None));
+    let expected = run(&mut session, &inputs("digits_v2_conv", 2));
+    // More shapes than are kept, then the first again.
+    for batch in 1..20 {
+        run(&mut session, &inputs("digits_v2_conv", batch));
+    }
+    let again = run(&mut session, &inputs("digits_v2_conv", 2));
+    assert_eq!(again[0].bytes(), expected[0].bytes());
+}
+
+#[test]
+fn the_interpreter_agrees_with_the_plan() {
+    // The plan fuses and turns layouts; within rounding of the folded normalisations and pools it is the same function.
+    let name = "text_encoder_tiny";
+    let program = places::program(&places::model(name), None);
+    let inputs = inputs(name, 2);
+    let expected = run(&mut Session::new(std::sync::Arc::clone(&program)), &inputs);
+    let target = Target { kernels: roost_kernels::Kernels::best() };
+    let context = interpret::Context { bytes_max: 1 << 30, cancelled: &|| false, target };
+    let found = interpret::graph(program.graph(), inputs, context).expect("it runs");
+    for (found, expected) in found.iter().zip(&expected) {
+        assert_eq!(found.bytes(), expected.bytes());
+    }
+}
+
+#[test]
+fn a_cancelled_run_ends_and_the_session_lives() {
+    let mut session = Session::new(places::program(&places::model("digits_v2_conv"), None));
+    let inputs = inputs("digits_v2_conv", 1);
+    let borrowed: Vec<Input<'_>> = inputs.iter().map(Input::from).collect();
+    let mut none: Vec<Tensor> = Vec::new();
+    let error = session.run(&borrowed, &mut none, &|| true).expect_err("cancelled");
+    assert_eq!(error, roost_native::RunError::Cancelled);
+    assert_eq!(run(&mut session, &inputs).len(), 1);
+}
+
+#[test]
+fn inputs_that_do_not_fit_are_typed_errors() {
+    use roost_native::RunError as E;
+    let mut session = Session::new(places::program(&places::model("digits_v2_conv"), None));
+    let mut run = |inputs: &[Input<'_>]| session.run(inputs, &mut Vec::<Tensor>::new(), &|| false);
+    let image = numbers(&[1, 1, 8, 8]);
+    let good = Input::from(&image);
+    assert!(matches!(run(&[]), Err(E::InputCount { expected: 1, found: 0 })));
+    assert!(matches!(run(&[Input { shape: &[1, 1, 8, 9], ..good }]), Err(E::InputShape { .. })));
+    assert!(matches!(run(&[Input { shape: &[1, 64], ..good }]), Err(E::InputShape { .. })));
+    assert!(matches!(run(&[Input { dtype: DType::I32, ..good }]), Err(E::InputDType { .. })));
+    assert!(matches!(run(&[Input { bytes: &good.bytes[4..], ..good }]), Err(E::InputBytes { .. })));
+    assert!(matches!(run(&[Input { shape: &[usize::MAX, 1, 8, 8], ..good }]), Err(E::InputShape { .. })));
+    assert!(run(&[good]).is_ok());
+}
+
+#[test]
+fn unaligned_inputs_give_the_same_bits() {
+    let mut session = Session::new(places::program(&places::model("digits_v2_conv"), None));
+    let image = numbers(&[2, 1, 8, 8]);
+    let expected = run(&mut session, std::slice::from_ref(&image));
+    let moved: Vec<u8> = std::iter::once(0).chain(image.bytes().iter().copied()).collect();
+    let mut found: Vec<Tensor> = Vec::new();
+    let input = Input { bytes: &moved[1..], ..Input::from(&image) };
+    session.run(&[input], &mut found, &|| false).expect("it runs");
+    assert_eq!(found[0].bytes(), expected[0].bytes());
+}

@@ -1,0 +1,7 @@
+//! The engine from outside: ONNX's own tests, real models, equal bits everywhere, and files that mean harm.
+
+mod bits;
+mod conformance;
+mod hostile;
+mod models;
+mod places;
