@@ -276,8 +276,7 @@ impl Request {
             Err(error) if error.retryable() => return self.wait_for_view(error, now, commands),
             Err(error) => return self.finish(Err(error), commands),
         };
-        let is_news =
-            |old: &Route| old.picked.version != route.picked.version || old.hoped && !route.hoped;
+        let is_news = |old: &Route| old.picked.version != route.picked.version || old.hoped && !route.hoped;
         if self.route.as_ref().is_some_and(is_news) {
             self.tried.clear();
         }

@@ -1,13 +1,17 @@
 //! The coordinator role, started and stopped.
 
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Config, Instant, SnapshotPolicy};
 use redb::StorageBackend;
+use roost_protocol::error::panic_text;
 use roost_protocol::quic::bundles::BundleStore;
 use roost_protocol::quic::{Accepted, Dialler, Links, Service, WallClock};
 use roost_protocol::view::Published;
@@ -110,6 +114,8 @@ pub enum StartError {
 pub struct Coordinator {
     shared: Arc<Shared>,
     tasks: JoinSet<()>,
+    /// Which task panicked, and how.
+    panicked: watch::Sender<Option<String>>,
 }
 
 impl Coordinator {
@@ -156,13 +162,17 @@ impl Coordinator {
                 return Err(error);
             }
         };
+        let (panicked, _) = watch::channel(None);
         let mut tasks = JoinSet::new();
-        tasks.spawn(bootstrap::run(shared.clone(), belonged));
-        tasks.spawn(leader::run(shared.clone(), fresh_cluster));
-        tasks.spawn(artefact::repair(shared.clone()));
-        tasks.spawn(artefact::sweep::run(shared.clone()));
-        tasks.spawn(stop_when_it_fails(shared.clone()));
-        Ok(Self { shared, tasks })
+        let mut spawn = |name, task: BoxFuture<'static, ()>| {
+            tasks.spawn(tell_of_panic(name, task, panicked.clone()));
+        };
+        spawn("bootstrap", bootstrap::run(shared.clone(), belonged).boxed());
+        spawn("leader", leader::run(shared.clone(), fresh_cluster).boxed());
+        spawn("repair", artefact::repair(shared.clone()).boxed());
+        spawn("sweep", artefact::sweep::run(shared.clone()).boxed());
+        spawn("stop", stop_when_it_fails(shared.clone()).boxed());
+        Ok(Self { shared, tasks, panicked })
     }
 
     /// What serves its connections.
@@ -170,11 +180,12 @@ impl Coordinator {
         Server { shared: self.shared.clone() }
     }
 
-    /// Completes when the coordinator has stopped by itself, with the reason: a disk that failed, or bytes that are not what
-    /// was written. It agrees on nothing and reads nothing any more then.
+    /// Completes when the coordinator has stopped by itself, with the reason: a disk that failed, bytes that are not what was
+    /// written, or a task that panicked. It must be stopped then: without its tasks it may lead and plan nothing.
     pub fn failed(&self) -> impl Future<Output = String> + Send + use<> {
         let mut disk = self.shared.disk.failure();
         let mut metrics = self.shared.raft.metrics();
+        let mut panicked = self.panicked.subscribe();
         async move {
             let raft_stopped = async {
                 loop {
@@ -189,6 +200,7 @@ impl Coordinator {
             let stopped = tokio::select! {
                 Ok(_) = disk.wait_for(Option::is_some) => None,
                 reason = raft_stopped => Some(reason),
+                Ok(_) = panicked.wait_for(Option::is_some) => panicked.borrow().clone(),
             };
             // The disk's own words, if it was the disk: Raft's error wraps them, or only says that it stopped.
             let disk = disk.borrow().as_deref().map(str::to_owned);
@@ -290,6 +302,18 @@ async fn stop_when_it_fails(shared: Arc<Shared>) {
     }
 }
 
+/// Runs a task of the coordinator, and tells when it panicked: it tells nobody by itself.
+async fn tell_of_panic(
+    name: &'static str,
+    task: BoxFuture<'static, ()>,
+    panicked: watch::Sender<Option<String>>,
+) {
+    // Nothing of what it had is looked at afterwards: the coordinator stops.
+    if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
+        panicked.send_replace(Some(format!("its task {name} panicked: {}", panic_text(&*panic))));
+    }
+}
+
 /// Serves connections of a coordinator. Cloning shares it.
 #[derive(Clone)]
 pub struct Server {
@@ -300,5 +324,19 @@ impl Server {
     /// Answers the requests of a connection until it ends.
     pub async fn serve(&self, accepted: Accepted) {
         server::serve(self.shared.clone(), accepted).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_told_and_one_that_ends_is_not() {
+        let (panicked, told) = watch::channel(None);
+        tell_of_panic("bootstrap", async {}.boxed(), panicked.clone()).await;
+        assert_eq!(*told.borrow(), None);
+        tell_of_panic("leader", async { panic!("as the test wants it") }.boxed(), panicked).await;
+        assert_eq!(told.borrow().as_deref(), Some("its task leader panicked: as the test wants it"));
     }
 }

@@ -113,6 +113,7 @@ pub(crate) enum RoleEnd {
     /// Something in it died. A fresh start mends it.
     Died(String),
     /// It gave up for a reason that a fresh start would only meet again, such as a disk that failed.
+    #[cfg_attr(not(feature = "coordinator"), allow(dead_code, reason = "only a coordinator gives up"))]
     GaveUp(String),
 }
 

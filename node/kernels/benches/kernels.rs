@@ -1,8 +1,8 @@
-//! How close kernels come to this machine's peaks. Run `cargo bench -p roost-kernels [-- FILTER]`, FILTER being one of
-//! gemm, conv, qgemm, qconv, fusion, rows.
+//! How close kernels come to this machine's peaks. Run `cargo bench -p roost-kernels [-- FILTER]`, FILTER being
+//! one of gemm, conv, qgemm, qconv, fusion, rows.
 //!
-//! Peaks are measured in the same run, by loops of independent products in registers. A figure is the first decile of
-//! many short runs, and comes with its share of the peak.
+//! Peaks are measured in the same run, by loops of independent products in registers. A figure is the first decile
+//! of many short runs, and comes with its share of the peak.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -40,8 +40,9 @@ fn main() {
     }
 }
 
-/// The first decile of the runs of a quarter second, in seconds of processor time. Other processes slow runs down through
-/// the caches and the core's other thread, so the middle says more about them; the very least may be a clock's slip.
+/// The first decile of the runs of a quarter second, in seconds of processor time. Other processes slow runs down
+/// through the caches and the core's other thread, so the middle says more about them; the very least may be a
+/// clock's slip.
 #[expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 fn typical(mut run: impl FnMut()) -> f64 {
     let start = Instant::now();
@@ -240,8 +241,8 @@ fn qconv(kernels: &'static Kernels, peak: f64) {
     }
 }
 
-/// A pointwise convolution of bytes with its requantisation in the tile, against the same product followed by passes of
-/// dequantisation, ReLU and quantisation. The passes run row by row while a row is in the first cache.
+/// A pointwise convolution of bytes with its requantisation in the tile, against the same product followed by
+/// passes of dequantisation, ReLU and quantisation over all of it.
 fn fusion(kernels: &'static Kernels) {
     let (m, k, n) = (56 * 56, 64, 64);
     let gemm = kernels.qgemm(k, n, Sign::Unsigned);

@@ -1,8 +1,8 @@
 //! Memory that kernels like: aligned to a cache line, cut into views that are known to be apart.
 //!
-//! A plan puts values of disjoint lifetimes at overlapping offsets of one buffer. [`Buffer::split`] gives out what a step
-//! writes as exclusive slices, and everything else for reading; that they do not overlap is checked on each call, which
-//! costs a few comparisons and needs no trust in the plan.
+//! A plan puts values of disjoint lifetimes at overlapping offsets of one buffer. [`Buffer::split`] gives out what
+//! a step writes as exclusive slices, and everything else for reading; that they do not overlap is checked on each
+//! call, which costs a few comparisons and needs no trust in the plan.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::Range;
@@ -81,8 +81,8 @@ impl Buffer {
         let start = self.start;
         let slices = std::array::from_fn(|i| {
             let range = &writes[i];
-            // SAFETY: within the buffer and apart from the other ranges, as checked; `self` stays borrowed mutably, and Rest
-            // gives out nothing of these ranges.
+            // SAFETY: within the buffer and apart from the other ranges, as checked; `self` stays borrowed
+            // mutably, and Rest gives out nothing of these ranges.
             unsafe {
                 std::slice::from_raw_parts_mut(start.as_ptr().add(range.start), range.end - range.start)
             }

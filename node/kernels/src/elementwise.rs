@@ -1,7 +1,7 @@
 //! Functions of one and of two f32 operands, over slices.
 //!
-//! The caller does the broadcasting: it hands rows over, and says which operand is one value for the whole row. A kernel
-//! is resolved once ([`Kernels::unary`], [`Kernels::binary`]) and called without any dispatch.
+//! The caller does the broadcasting: it hands rows over, and says which operand is one value for the whole row. A
+//! kernel is resolved once ([`Kernels::unary`], [`Kernels::binary`]) and called without any dispatch.
 
 use crate::math;
 use crate::simd::{Simd, Vector};
@@ -131,15 +131,15 @@ pub enum Operand<'a> {
 /// A map's kernel.
 ///
 /// # Safety
-/// `n` values may be read at the first pointer and written at the second; the two are equal or apart; the instruction
-/// set is there.
+/// `n` values may be read at the first pointer and written at the second; the two are equal or apart; the
+/// instruction set is there.
 pub(crate) type MapFn = unsafe fn(*const f32, *mut f32, usize, &[f32; 2]);
 
 /// A zip's kernel: a, b, out, n, and whether a and b move on with out.
 ///
 /// # Safety
-/// `n` values may be read at a and b (one where it does not move) and written at out, which is equal to one of them or
-/// apart; the instruction set is there.
+/// `n` values may be read at a and b (one where it does not move) and written at out, which is equal to one of
+/// them or apart; the instruction set is there.
 pub(crate) type ZipFn = unsafe fn(*const f32, *const f32, *mut f32, usize, [bool; 2]);
 
 /// A function of one operand, resolved.
@@ -162,8 +162,9 @@ impl UnaryKernel {
 
     /// `x = f(x)`.
     pub fn run_in_place(&self, x: &mut [f32]) {
-        // SAFETY: x.len() values, read and written through the same pointer.
-        unsafe { (self.map)(x.as_ptr(), x.as_mut_ptr(), x.len(), &self.with) }
+        let (n, at) = (x.len(), x.as_mut_ptr());
+        // SAFETY: n values, read and written through the same pointer.
+        unsafe { (self.map)(at, at, n, &self.with) }
     }
 
     /// `x = f(x)` for `rows` rows of `cols`, `stride` apart.
@@ -220,8 +221,9 @@ impl BinaryKernel {
             }
             Operand::One(value) => (value, false),
         };
-        // SAFETY: a.len() values each; the result replaces a through the same pointer, and b is apart.
-        unsafe { (self.zip)(a.as_ptr(), at_b, a.as_mut_ptr(), a.len(), [true, row_b]) }
+        let (n, at) = (a.len(), a.as_mut_ptr());
+        // SAFETY: n values each; the result replaces a through the same pointer, and b is apart.
+        unsafe { (self.zip)(at, at_b, at, n, [true, row_b]) }
     }
 
     /// `b = f(a, b)`.
@@ -236,8 +238,9 @@ impl BinaryKernel {
             }
             Operand::One(value) => (value, false),
         };
-        // SAFETY: b.len() values each; the result replaces b through the same pointer, and a is apart.
-        unsafe { (self.zip)(at_a, b.as_ptr(), b.as_mut_ptr(), b.len(), [row_a, true]) }
+        let (n, at) = (b.len(), b.as_mut_ptr());
+        // SAFETY: n values each; the result replaces b through the same pointer, and a is apart.
+        unsafe { (self.zip)(at_a, at, at, n, [row_a, true]) }
     }
 }
 

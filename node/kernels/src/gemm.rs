@@ -1,8 +1,8 @@
 //! `C = epilogue(A · B)` in f32, with B packed beforehand.
 //!
-//! [`Gemm`] is planned once for (k, n); it says how long the packed B is and packs it. The packed layout depends on the
-//! instruction set alone, never on m, so weights are packed once and serve every batch. The result's bits depend on
-//! neither (see [`tile`]). A caller who wants threads gives each some of the rows.
+//! [`Gemm`] is planned once for (k, n); it says how long the packed B is and packs it. The packed layout depends
+//! on the instruction set alone, never on m, so weights are packed once and serve every batch. The result's bits
+//! depend on neither (see [`tile`]). A caller who wants threads gives each some of the rows.
 
 mod epilogue;
 mod pack;
@@ -17,8 +17,8 @@ use crate::elementwise::UnaryKernel;
 use crate::gemm::tile::{Clamp, Taps, TileArgs, Tiles};
 use crate::table::Kernels;
 
-/// Depth of a pass. Longer ones read and write C less often; a panel of B (32 columns × 1024 × 4 = 128 KiB) still stays in
-/// L2 beside the rows that it is multiplied with.
+/// Depth of a pass. Longer ones read and write C less often; a panel of B (32 columns × 1024 × 4 = 128 KiB) still
+/// stays in L2 beside the rows that it is multiplied with.
 const K_BLOCK: usize = 1024;
 
 /// Bytes of A in a pass: half of a common L2.
@@ -106,8 +106,8 @@ impl Gemm {
         pack_b(b, self.k, self.n, self.kernels.tiles().panel(), self.kernels.tiles().lanes, packed);
     }
 
-    /// Elements of scratch that [`Self::run`] wants for m rows. With less it runs all the same, to the same bits, and
-    /// may be slower.
+    /// Elements of scratch that [`Self::run`] wants for m rows. With less it runs all the same, to the same bits,
+    /// and may be slower.
     pub fn scratch_len(&self, m: usize) -> usize {
         let k = self.k.min(K_BLOCK);
         if m > 1 { m.min(row_block(k, m)) * copied_stride(k) } else { 0 }
@@ -164,8 +164,8 @@ impl Gemm {
             let k1 = k.min(k0 + k_block);
             for m0 in (0..m).step_by(row_block) {
                 let rows = row_block.min(m - m0);
-                // SAFETY: shapes and strides were checked against the slices above, for all of m, k and n; `out` is
-                // borrowed mutably; the table came from `Kernels::of`.
+                // SAFETY: shapes and strides were checked against the slices above, for all of m, k and n; `out`
+                // is borrowed mutably; the table came from `Kernels::of`.
                 unsafe {
                     job.block(
                         m0,
@@ -270,7 +270,10 @@ impl Job<'_> {
                             (args.a_row, args.a_k) = (copied_stride(k1 - k0), 1);
                             args.a = copied.add(r * args.a_row);
                         }
-                        None => args.a = self.a.data.as_ptr().add((m0 + r) * self.a.row + k0 * self.a.col),
+                        None => {
+                            args.a =
+                                self.a.data.as_ptr().wrapping_add((m0 + r) * self.a.row + k0 * self.a.col)
+                        }
                     }
                     args.c = self.out.add((m0 + r) * self.out_row + column);
                     if last && !self.bias.is_null() {

@@ -1,8 +1,9 @@
 //! `A · B` of 8-bit numbers with i32 sums, and what turns sums into f32 or back into 8 bits.
 //!
-//! A is `[m, k]`, u8 or s8 with a zero point; B is `[k, n]`, s8, packed beforehand; u8 weights are handed over less 128,
-//! with their zero points less 128 too. Signed bytes travel in `&[u8]`, as bits. A's zero point and a bias become *offsets*
-//! by column ([`QGemm::offsets`]), which a plan computes once where the zero point is constant.
+//! A is `[m, k]`, u8 or s8 with a zero point; B is `[k, n]`, s8, packed beforehand; u8 weights are handed over
+//! less 128, with their zero points less 128 too. Signed bytes travel in `&[u8]`, as bits. A's zero point and a
+//! bias become *offsets* by column ([`QGemm::offsets`]), which a plan computes once where the zero point is
+//! constant.
 
 pub(crate) mod output;
 pub(crate) mod tile;
@@ -115,11 +116,12 @@ impl QGemm {
     /// What starts each column: `bias - a_zero · sum of the column`, for A as this machine reads it.
     ///
     /// # Panics
-    /// When the lengths are not n.
+    /// When the lengths are not n, or the zero point is no byte.
     pub fn offsets(&self, sums: &[i32], a_zero: i32, bias: Option<&[i32]>, offsets: &mut [i32]) {
         assert_eq!(sums.len(), self.n, "a sum for each column");
         assert_eq!(offsets.len(), self.n, "an offset for each column");
         assert!(bias.is_none_or(|bias| bias.len() == self.n), "a bias for each column");
+        assert!((-128..=255).contains(&a_zero), "a zero point of a byte");
         let zero = a_zero + shift(self.kernels.qtiles(), self.a_sign);
         for (c, offset) in offsets.iter_mut().enumerate() {
             *offset = bias.map_or(0, |bias| bias[c]).wrapping_sub(zero.wrapping_mul(sums[c]));
@@ -198,8 +200,8 @@ impl QGemm {
             while column < n {
                 let w = tiles.width_at(w, n - column);
                 args.cols = (tiles.lanes << w).min(n - column);
-                // SAFETY: row r of m and column `column` of n are within all slices, whose lengths were checked above and by
-                // `lower`; outputs are borrowed mutably; the table came from `Kernels::of`.
+                // SAFETY: row r of m and column `column` of n are within all slices, whose lengths were checked
+                // above and by `lower`; outputs are borrowed mutably; the table came from `Kernels::of`.
                 unsafe {
                     args.b = first.b.add(column * padded);
                     args.offsets = first.offsets.add(column);

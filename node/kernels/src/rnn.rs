@@ -36,8 +36,8 @@ pub(crate) type GateFn = unsafe fn(*const f32, *const f32, *const f32, *mut f32,
 pub(crate) type BlendFn = unsafe fn(*const f32, *const f32, *mut f32, usize);
 
 impl Kernels {
-    /// One step of an LSTM with sigmoid and tanh: `gates` are `[i o f c]` before their activations, biases included, n
-    /// values each; `cell` is read and replaced; `hidden` is written.
+    /// One step of an LSTM with sigmoid and tanh: `gates` are `[i o f c]` before their activations, biases
+    /// included, n values each; `cell` is read and replaced; `hidden` is written.
     ///
     /// `i = σ(gi + pi·c)`, `f = σ(gf + pf·c)`, `c' = f·c + i·tanh(gc)`, `o = σ(go + po·c')`, `h = o·tanh(c')`; the
     /// peepholes are `[i o f]`, n values each.

@@ -1,15 +1,18 @@
 //! The vector traits that all kernels are written over, and [`Pair`], which doubles a vector.
 //!
-//! Invariant: a method gives the same bits in each lane on every implementation, so a kernel that treats lanes alike gives
-//! the same bits on every instruction set. Where hardware differs (NaN and signed zeros in minima and maxima), the
-//! definition here is the one of x86, and the others follow it. A NaN's sign and payload are left open.
+//! Invariant: a method gives the same bits in each lane on every implementation, so a kernel that treats lanes
+//! alike gives the same bits on every instruction set. Where hardware differs (NaN and signed zeros in minima and
+//! maxima), the definition here is the one of x86, and the others follow it. A NaN's sign and payload are left
+//! open.
 //!
-//! Deliberately absent: horizontal operations. Reductions store 16 lanes and add them by one fixed tree in plain code.
+//! Deliberately absent: horizontal operations. Reductions store 16 lanes and add them by one fixed tree in plain
+//! code.
 //!
 //! # Safety
 //! Every method needs the instruction set of its type to be there; kernels are entered through `#[target_feature]`
-//! functions alone, whose callers hold a table that [`crate::Kernels::of`] gave out after detection. Loads and stores
-//! need what their pointers and counts say; nothing else is asked, and so each method's own text names only that.
+//! functions alone, whose callers hold a table that [`crate::Kernels::of`] gave out after detection. Loads and
+//! stores need what their pointers and counts say; nothing else is asked, and so each method's own text names only
+//! that.
 
 /// A vector of f32.
 pub(crate) trait Vector: Copy + 'static {

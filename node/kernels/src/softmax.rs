@@ -1,7 +1,7 @@
 //! Softmax and its logarithm over rows.
 //!
-//! A row: `x · scale + mask`; its maximum (of any order, being exact); `e^(x - max)` with the sum by the lanes and tree of
-//! [`crate::reduce`]; then a product with `1 / sum`, or a subtraction of `ln(sum)`.
+//! A row: `x · scale + mask`; its maximum (of any order, being exact); `e^(x - max)` with the sum by the lanes and
+//! tree of [`crate::reduce`]; then a product with `1 / sum`, or a subtraction of `ln(sum)`.
 
 use crate::math;
 use crate::reduce::{fold, tree};
@@ -11,7 +11,8 @@ use crate::table::Kernels;
 /// A row's kernel: x, mask or null, y, n, scale, whether the logarithm is wanted.
 ///
 /// # Safety
-/// `n` values may be read at x (and at the mask) and written at y, which is equal to x or apart; the instruction set is there.
+/// `n` values may be read at x (and at the mask) and written at y, which is equal to x or apart; the instruction
+/// set is there.
 pub(crate) type SoftmaxFn = unsafe fn(*const f32, *const f32, *mut f32, usize, f32, bool);
 
 /// What is done to a row before the maximum is taken.

@@ -84,8 +84,8 @@ impl<T: Copy> Guarded<T> {
     pub(crate) fn from(values: &[T]) -> Self {
         let size = size_of_val(values);
         let map = Map::ending_at_a_guard(size);
-        // SAFETY: `size` bytes before the guard can be written; they are aligned, since the guard's address and the size are
-        // multiples of T's alignment.
+        // SAFETY: `size` bytes before the guard can be written; they are aligned, since the guard's address and
+        // the size are multiples of T's alignment.
         let first = unsafe {
             let first = map.guard.sub(size).cast::<T>();
             std::ptr::copy_nonoverlapping(values.as_ptr(), first, values.len());

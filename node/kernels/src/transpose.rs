@@ -1,15 +1,15 @@
 //! The transpose of a matrix of any element, in blocks that stay in the first cache.
 //!
-//! Elements of 4 bytes go through registers, 4 × 4 at a time, with instructions that every x86-64 and ARM64 has; others one
-//! by one.
+//! Elements of 4 bytes go through registers, 4 × 4 at a time, with instructions that every x86-64 and ARM64 has;
+//! others one by one.
 
 use std::any::TypeId;
 
 /// Side of a block: 16 rows of 16 elements of 4 bytes are 16 lines in and 16 lines out.
 const BLOCK: usize = 16;
 
-/// `to[c][r] = from[r][c]` for `rows × cols`; strides are from a row to the next of each side, in elements. Elements of `to`
-/// between its rows are left as they are.
+/// `to[c][r] = from[r][c]` for `rows × cols`; strides are from a row to the next of each side, in elements.
+/// Elements of `to` between its rows are left as they are.
 ///
 /// # Panics
 /// When a slice is shorter than its shape and stride say.
@@ -35,8 +35,8 @@ pub fn transpose<T: Copy + 'static>(
                 (down, across) = (height / 4 * 4, width / 4 * 4);
                 for r in (r0..r0 + down).step_by(4) {
                     for c in (c0..c0 + across).step_by(4) {
-                        // SAFETY: elements are numbers of 4 bytes; rows r .. r + 4 and columns c .. c + 4 are within the
-                        // matrix, whose extents were checked for both slices.
+                        // SAFETY: elements are numbers of 4 bytes; rows r .. r + 4 and columns c .. c + 4 are
+                        // within the matrix, whose extents were checked for both slices.
                         unsafe {
                             let source = from.as_ptr().add(r * from_stride + c).cast();
                             let target = to.as_mut_ptr().add(c * to_stride + r).cast();

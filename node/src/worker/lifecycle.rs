@@ -50,8 +50,10 @@ pub struct Past {
     pub live: u32,
     /// Fetches that failed in a row.
     pub fetch_failures: u32,
-    /// Times in a row that what was fetched was damaged.
+    /// Times in a row that what was fetched was damaged, or that nobody had it after it had been found damaged.
     pub damaged: u32,
+    /// What was damaged last.
+    pub damage: Option<String>,
     /// Loads that failed in a row.
     pub load_failures: u32,
     /// When executors died lately.
@@ -94,8 +96,10 @@ pub enum State {
 /// Why there is no bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FetchFailure {
-    /// No holder gave it, or the disk did not take it.
+    /// No holder could be asked, or the disk did not take it.
     Unreachable(String),
+    /// No holder has it. Holders remove what they find damaged, so after damage this is no news.
+    Nowhere(String),
     /// What holders gave is not the bundle.
     Damaged(String),
 }
@@ -294,8 +298,14 @@ fn handle_released(rules: &Rules, state: State, now: Instant) -> Next {
 
 fn handle_fetch_failed(mut past: Past, failure: FetchFailure, jitter: Jitter) -> Next {
     past.fetch_failures += 1;
-    if let FetchFailure::Damaged(reason) = failure {
+    let damage = match failure {
+        FetchFailure::Damaged(reason) => Some(reason),
+        FetchFailure::Nowhere(_) => past.damage.clone(),
+        FetchFailure::Unreachable(_) => None,
+    };
+    if let Some(reason) = damage {
         past.damaged += 1;
+        past.damage = Some(reason.clone());
         if past.damaged >= DAMAGED_MAX {
             return give_up(past, reason);
         }
@@ -306,6 +316,7 @@ fn handle_fetch_failed(mut past: Past, failure: FetchFailure, jitter: Jitter) ->
 
 fn handle_damaged(mut past: Past, reason: String) -> Next {
     past.damaged += 1;
+    past.damage = Some(reason.clone());
     if past.damaged >= DAMAGED_MAX {
         return give_up(past, reason);
     }
@@ -457,6 +468,7 @@ impl Event {
             Self::Released => "Released",
             Self::Fetched => "Fetched",
             Self::FetchFailed(FetchFailure::Unreachable(_)) => "FetchFailed(Unreachable)",
+            Self::FetchFailed(FetchFailure::Nowhere(_)) => "FetchFailed(Nowhere)",
             Self::FetchFailed(FetchFailure::Damaged(_)) => "FetchFailed(Damaged)",
             Self::Verified => "Verified",
             Self::Damaged(_) => "Damaged",

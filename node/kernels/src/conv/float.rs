@@ -356,8 +356,8 @@ impl Job<'_> {
         let most = tiles.rows(w).min(tiles.rows(1));
         for (first, count) in cut(line.count, line.count.div_ceil(most)) {
             let row = to + first * step_out;
-            // SAFETY: pixel `first` of the line exists in input and output, as the caller says. With no tap the input is
-            // not read, and its pointer is only computed.
+            // SAFETY: pixel `first` of the line exists in input and output, as the caller says. With no tap the
+            // input is not read, and its pointer is only computed.
             unsafe {
                 args.a =
                     self.data.as_ptr().wrapping_add(from + first * step_in + channel * self.strides.channel);

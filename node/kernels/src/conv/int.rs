@@ -1,7 +1,7 @@
 //! Convolution of 8-bit images with i32 sums. See [`crate::qgemm`] for signs, zero points and offsets.
 //!
-//! Taps in the padding are skipped: padding is the zero point, whose products the offsets take out anyway. So offsets
-//! depend on the taps that a region sees; they are summed up per region from the sums of each tap.
+//! Taps in the padding are skipped: padding is the zero point, whose products the offsets take out anyway. So
+//! offsets depend on the taps that a region sees; they are summed up per region from the sums of each tap.
 
 use crate::conv::depthwise::QDepthwiseArgs;
 use crate::conv::shape::{Line, Span, chunks, lines};
@@ -119,7 +119,7 @@ impl QConv {
     /// A depth that is no multiple of 4 goes faster where pixels are apart by the next multiple.
     ///
     /// # Panics
-    /// When a slice is shorter than its shape and strides say.
+    /// When a slice is shorter than its shape and strides say, or the zero point is no byte.
     pub fn run(
         &self,
         images: usize,
@@ -141,6 +141,7 @@ impl QConv {
         assert_eq!(packed.len(), self.packed_len(), "the packed weights' length");
         assert_eq!(sums.len(), self.sums_len(), "a sum for each tap and filter");
         assert!(bias.is_none_or(|bias| bias.len() == shape.filters), "a bias for each filter");
+        assert!((-128..=255).contains(&zero), "a zero point of a byte");
         let offsets = &mut scratch[..shape.filters];
         let (out, map) = out.lower(rows, shape.filters);
         if rows == 0 || shape.filters == 0 {
@@ -174,7 +175,8 @@ impl QConv {
                 for x in shape.x.spans(0..self.output[1]) {
                     self.fold(sums, [y.low, y.high], [x.low, x.high], zero, bias, offsets);
                     for image in chunk.images.clone() {
-                        // SAFETY: all slices were checked above; outputs of a region see its taps, within the image.
+                        // SAFETY: all slices were checked above; outputs of a region see its taps, within the
+                        // image.
                         unsafe {
                             if shape.is_depthwise() {
                                 job.depthwise(image, y, x, bias);
@@ -257,7 +259,8 @@ impl Job<'_> {
     /// All filters of a region.
     ///
     /// # Safety
-    /// The slices hold what the shape, the images and the strides say; the lines' outputs see the taps of `y` and `x`.
+    /// The slices hold what the shape, the images and the strides say; the lines' outputs see the taps of `y` and
+    /// `x`.
     unsafe fn region(
         &self,
         image: usize,

@@ -96,7 +96,8 @@ impl Pool {
         self.output
     }
 
-    /// Pools images `[images · height · width, channels]` into `[images · height · width, channels]` of the output.
+    /// Pools images `[images · height · width, channels]` into `[images · height · width, channels]` of the
+    /// output.
     ///
     /// # Panics
     /// When a slice is shorter than its shape and strides say.
@@ -125,7 +126,8 @@ impl Pool {
                 out_step: step_out * stride,
                 divisor: divisor as f32,
             };
-            // SAFETY: the slices were checked above, `out` is borrowed mutably, and the line's taps lie within the image.
+            // SAFETY: the slices were checked above, `out` is borrowed mutably, and the line's taps lie within the
+            // image.
             unsafe { kernel(&args) }
         });
     }

@@ -190,8 +190,8 @@ impl ConvShape {
     }
 }
 
-/// Images and rows of the output that all weights pass over before the next are taken, so that they stay in L2: some rows
-/// of a large image, or several small images.
+/// Images and rows of the output that all weights pass over before the next are taken, so that they stay in L2:
+/// some rows of a large image, or several small images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chunk {
     pub(crate) images: Range<usize>,
@@ -205,8 +205,8 @@ pub(crate) fn chunks(
     rows: usize,
     unit: usize,
 ) -> impl Iterator<Item = Chunk> {
-    // A quarter of a common L2 for what is read; what is written and a panel of weights want room too. Where weights
-    // are many, larger chunks read them less often.
+    // A quarter of a common L2 for what is read; what is written and a panel of weights want room too. Where
+    // weights are many, larger chunks read them less often.
     const LEAST_BYTES: usize = 256 << 10;
     const MOST_BYTES: usize = 1 << 20;
     let weights = shape.taps() * shape.channels / shape.groups * shape.filters * unit;

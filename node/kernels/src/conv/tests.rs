@@ -14,7 +14,8 @@ fn shape(y: Window, x: Window, channels: usize, filters: usize, groups: usize) -
     ConvShape { y, x, channels, filters, groups }
 }
 
-/// Shapes that take each path: pointwise, spatial with borders, strides, dilation, groups, depthwise, kernels beyond the image.
+/// Shapes that take each path: pointwise, spatial with borders, strides, dilation, groups, depthwise, kernels
+/// beyond the image.
 fn shapes() -> Vec<ConvShape> {
     let same3 = |size| window(size, 3, 1, 1, [1, 1]);
     let mut shapes = vec![

@@ -145,6 +145,7 @@ fn strides_and_epilogues() {
         Activation::Map(Unary::Gelu),
         Activation::Map(Unary::LeakyRelu { alpha: 0.1 }),
     ];
+    let (m, k, n) = sized((15, 11, 37), (15, 11, 37), (5, 3, 4));
     for flags in (0..64).step_by(sized(1, 1, 9)) {
         let flag = |bit: u32| flags >> bit & 1 == 1;
         Case {
@@ -155,7 +156,7 @@ fn strides_and_epilogues() {
             accumulate: flag(4),
             scratch: flag(5),
             activation: activations[flags % activations.len()],
-            ..Case::new(15, 11, 37)
+            ..Case::new(m, k, n)
         }
         .check();
     }

@@ -1,17 +1,18 @@
 //! The tile of f32 products: a few rows of A against a few vectors of B's columns, held in registers.
 //!
-//! Invariant (the order rule): each element of the result is one chain of fused multiply-adds, k ascending, that starts
-//! from 0 or from C; the bias comes after. K is never split over lanes. So neither the tile's size nor the instruction
-//! set shows in the bits. GEMM and every convolution run on this one function.
+//! Invariant (the order rule): each element of the result is one chain of fused multiply-adds, k ascending, that
+//! starts from 0 or from C; the bias comes after. K is never split over lanes. So neither the tile's size nor the
+//! instruction set shows in the bits. GEMM and every convolution run on this one function.
 
 use crate::simd::Vector;
 
 /// A tile's kernel.
 ///
 /// # Safety
-/// The instruction set of its table is there, and for all rows r below the kernel's count, all columns below `cols`, and all k
-/// that the loops visit: `a + r·a_row + k` may be read; B's panels may be read in full; `c + r·c_row + column` may be
-/// written (and read, with `from_c`); `bias` and `residual` may be read where they are not null.
+/// The instruction set of its table is there, and for all rows r below the kernel's count, all columns below
+/// `cols`, and all k that the loops visit: `a + r·a_row + k` may be read; B's panels may be read in full; `c +
+/// r·c_row + column` may be written (and read, with `from_c`); `bias` and `residual` may be read where they are
+/// not null.
 pub(crate) type TileFn = unsafe fn(&TileArgs);
 
 /// What a tile works on. Strides are in elements.
@@ -23,8 +24,8 @@ pub(crate) struct TileArgs {
     pub(crate) a_row: usize,
     /// From a k to the next, within a run.
     pub(crate) a_k: usize,
-    /// The runs of k: `outer × inner` of them, of `taps.len` each. A GEMM has one; a convolution has a run for each tap
-    /// (or row of taps) that lies within the image.
+    /// The runs of k: `outer × inner` of them, of `taps.len` each. A GEMM has one; a convolution has a run for
+    /// each tap (or row of taps) that lies within the image.
     pub(crate) taps: Taps,
     /// First element of the first panel of B.
     pub(crate) b: *const f32,
@@ -89,7 +90,8 @@ impl Taps {
 pub(crate) struct Tiles {
     /// Lanes of a vector. A panel of packed B has two vectors, or one where the last columns fit one.
     pub(crate) lanes: usize,
-    /// At `[w][r - 1]` the tile of r rows and 2^w vectors. Entries of one w go up to the most rows that registers hold.
+    /// At `[w][r - 1]` the tile of r rows and 2^w vectors. Entries of one w go up to the most rows that registers
+    /// hold.
     pub(crate) by_width: [&'static [TileFn]; 5],
 }
 
@@ -116,8 +118,8 @@ impl Tiles {
 /// As [`TileFn`].
 #[inline(always)]
 pub(crate) unsafe fn tile<V: Vector, const MR: usize, const NV: usize>(t: &TileArgs) {
-    // SAFETY: pointers stay within what TileFn's contract lets be read and written: rows below MR, vectors of whole
-    // panels in B, and parts cut at `cols` in C, bias and residual.
+    // SAFETY: pointers stay within what TileFn's contract lets be read and written: rows below MR, vectors of
+    // whole panels in B, and parts cut at `cols` in C, bias and residual.
     unsafe {
         let lanes = V::LANES;
         let mut start = [[V::splat(0.0); NV]; MR];
@@ -163,7 +165,8 @@ unsafe fn products<V: Vector, const MR: usize, const NV: usize>(
                             acc[r][j] = x.fma(columns[j], acc[r][j]);
                         }
                     }
-                    a = a.add(t.a_k);
+                    // The step after the last one may leave the matrix, where columns are apart.
+                    a = a.wrapping_add(t.a_k);
                     b = b.add(per_panel * V::LANES);
                 }
             }

@@ -1,8 +1,9 @@
 //! The tile of 8-bit products: rows of A against vectors of columns of B, sums in i32.
 //!
-//! Integer sums are exact modulo 2^32, so their order is free; what follows (scale, bounds, rounding) is one sequence of
-//! rounded operations per element. B is signed. A is taken with the sign that the hardware multiplies; what has the other
-//! sign is shifted by 128 as it is read, and the shift is taken out by the offsets that start each column.
+//! Integer sums are exact modulo 2^32, so their order is free; what follows (scale, bounds, rounding) is one
+//! sequence of rounded operations per element. B is signed. A is taken with the sign that the hardware multiplies;
+//! what has the other sign is shifted by 128 as it is read, and the shift is taken out by the offsets that start
+//! each column.
 
 use crate::gemm::tile::Taps;
 use crate::simd::{ByteRange, Dot, IntVector, Simd, Vector};
@@ -205,8 +206,8 @@ unsafe fn starts<S: Simd, const NV: usize>(t: &QTileArgs) -> [S::I; NV] {
     }
 }
 
-/// Requantises whole vectors, with nothing to add: the common case, without a branch, in registers. Where depth is small
-/// this is a third of a convolution's time.
+/// Requantises whole vectors, with nothing to add: the common case, without a branch, in registers. Where depth is
+/// small this is a third of a convolution's time.
 ///
 /// # Safety
 /// As [`QTileFn`]; results are bytes, without residual and row terms, and all columns are there.

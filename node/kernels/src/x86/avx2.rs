@@ -318,8 +318,9 @@ impl IntVector for Yi {
 
     #[inline(always)]
     unsafe fn store_rounded(values: [Y; 2], to: &ByteRange, p: *mut u8) {
-        // SAFETY: the caller lets 16 bytes be written. Values above the range are bounded first; those below it, and NaN, become
-        // the least i32 or a number below the range, and the bounds in i16 catch them: each narrowing saturates.
+        // SAFETY: the caller lets 16 bytes be written. Values above the range are bounded first; those below it,
+        // and NaN, become the least i32 or a number below the range, and the bounds in i16 catch them: each
+        // narrowing saturates.
         unsafe {
             let high = _mm256_set1_ps(to.high as f32);
             let a = _mm256_cvtps_epi32(_mm256_min_ps(high, values[0].0));

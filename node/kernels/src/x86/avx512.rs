@@ -68,7 +68,8 @@ impl Vector for Z {
 
     #[inline(always)]
     unsafe fn store_part(self, p: *mut f32, n: usize) {
-        // SAFETY: 16 values are written where n allows as many; otherwise a masked store touches the first n alone.
+        // SAFETY: 16 values are written where n allows as many; otherwise a masked store touches the first n
+        // alone.
         unsafe { if n >= 16 { self.store(p) } else { _mm512_mask_storeu_ps(p, first(n), self.0) } }
     }
 
@@ -220,7 +221,8 @@ impl IntVector for Zi {
 
     #[inline(always)]
     unsafe fn store_part(self, p: *mut i32, n: usize) {
-        // SAFETY: 16 values are written where n allows as many; otherwise a masked store touches the first n alone.
+        // SAFETY: 16 values are written where n allows as many; otherwise a masked store touches the first n
+        // alone.
         unsafe {
             if n >= 16 {
                 _mm512_storeu_si512(p.cast(), self.0);
@@ -294,8 +296,9 @@ impl IntVector for Zi {
 
     #[inline(always)]
     unsafe fn store_rounded(values: [Z; 2], to: &ByteRange, p: *mut u8) {
-        // SAFETY: the caller lets 32 bytes be written. Values above the range are bounded first; those below it, and NaN, become
-        // the least i32 or a number below the range, and the bounds in i16 catch them: each narrowing saturates.
+        // SAFETY: the caller lets 32 bytes be written. Values above the range are bounded first; those below it,
+        // and NaN, become the least i32 or a number below the range, and the bounds in i16 catch them: each
+        // narrowing saturates.
         unsafe {
             let high = _mm512_set1_ps(to.high as f32);
             let a = _mm512_cvtps_epi32(_mm512_min_ps(high, values[0].0));

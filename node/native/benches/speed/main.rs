@@ -26,8 +26,9 @@ fn main() -> Result<(), Failure> {
     if let Some(library) = std::env::var_os("ROOST_BENCH_CHILD") {
         return compare_with(library.as_ref());
     }
-    let libraries = std::env::var("ROOST_BENCH_ORT")
-        .map_err(|_| "set ROOST_BENCH_ORT to the ONNX Runtime libraries to compare with, separated by colons")?;
+    let libraries = std::env::var("ROOST_BENCH_ORT").map_err(
+        |_| "set ROOST_BENCH_ORT to the ONNX Runtime libraries to compare with, separated by colons",
+    )?;
     // Row → per library: native µs, ONNX Runtime µs, ratio.
     let mut rows: BTreeMap<usize, (String, Vec<[f64; 3]>)> = BTreeMap::new();
     for library in libraries.split(':') {
@@ -56,10 +57,19 @@ fn write(rows: &BTreeMap<usize, (String, Vec<[f64; 3]>)>, libraries: &str) -> Re
     let names: Vec<&str> = libraries.split(':').map(|path| path.rsplit('/').next().unwrap_or(path)).collect();
     let mut text = String::from("# Speed against ONNX Runtime, one thread\n\n");
     writeln!(text, "- Machine: {}, {}", cpu.trim_start_matches([' ', '\t', ':']), std::env::consts::ARCH)?;
-    writeln!(text, "- Commit: {}, {}", said("git", &["rev-parse", "--short", "HEAD"])?, said("date", &["-u", "+%F"])?)?;
+    writeln!(
+        text,
+        "- Commit: {}, {}",
+        said("git", &["rev-parse", "--short", "HEAD"])?,
+        said("date", &["-u", "+%F"])?
+    )?;
     writeln!(text, "- Kernels: {}; compared with {}", roost_kernels::Isa::best(), names.join(", "))?;
-    text.push_str("- In turns, five rounds; µs are medians; the ratio is ONNX Runtime ÷ native, median of rounds, ");
-    text.push_str("against the faster library.\n\n| row | native µs | ONNX Runtime µs | ratio |\n|---|---|---|---|\n");
+    text.push_str(
+        "- In turns, five rounds; µs are medians; the ratio is ONNX Runtime ÷ native, median of rounds, ",
+    );
+    text.push_str(
+        "against the faster library.\n\n| row | native µs | ONNX Runtime µs | ratio |\n|---|---|---|---|\n",
+    );
     for (name, results) in rows.values() {
         let worst = results.iter().min_by(|a, b| a[2].total_cmp(&b[2])).ok_or("a row without results")?;
         writeln!(text, "| {name} | {:.1} | {:.1} | {:.2} |", worst[0], worst[1], worst[2])?;
@@ -89,7 +99,8 @@ fn compare_with(library: &std::path::Path) -> Result<(), Failure> {
                 Ok(())
             })?;
             let theirs = median(|| {
-                let fed: Vec<(&str, _)> = names.iter().map(String::as_str).zip(values.iter().map(|v| v.view())).collect();
+                let fed: Vec<(&str, _)> =
+                    names.iter().map(String::as_str).zip(values.iter().map(|v| v.view())).collect();
                 other.run(fed)?;
                 Ok(())
             })?;

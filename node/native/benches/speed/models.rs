@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use prost::Message;
 use roost_native::onnx::proto::{
-    DimProto, DimValue, GraphProto, ModelProto, NodeProto, OperatorSetId, ShapeProto, TensorProto, TensorTypeProto,
-    TypeProto, ValueInfoProto,
+    DimProto, DimValue, GraphProto, ModelProto, NodeProto, OperatorSetId, ShapeProto, TensorProto,
+    TensorTypeProto, TypeProto, ValueInfoProto,
 };
 use roost_native::{DType, Tensor};
 
@@ -115,5 +115,8 @@ fn product(m: usize, size: usize) -> Bytes {
         ..GraphProto::default()
     };
     let opset_import = vec![OperatorSetId { domain: String::new(), version: 17 }];
-    Bytes::from(ModelProto { ir_version: 8, opset_import, graph: Some(graph), ..ModelProto::default() }.encode_to_vec())
+    Bytes::from(
+        ModelProto { ir_version: 8, opset_import, graph: Some(graph), ..ModelProto::default() }
+            .encode_to_vec(),
+    )
 }

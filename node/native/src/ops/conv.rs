@@ -78,8 +78,14 @@ const TAPS_MAX: usize = 1 << 20;
 const REACH_MAX: usize = 1 << 24;
 
 /// Refuses windows that would be walked for ever, or whose arithmetic would overflow.
-fn check_reach(kernel: &[usize], strides: &[usize], dilations: &[usize], pads: &[i64]) -> Result<(), OpError> {
-    let taps = kernel.iter().try_fold(1_usize, |all, taps| all.checked_mul(*taps).filter(|all| *all <= TAPS_MAX));
+fn check_reach(
+    kernel: &[usize],
+    strides: &[usize],
+    dilations: &[usize],
+    pads: &[i64],
+) -> Result<(), OpError> {
+    let taps =
+        kernel.iter().try_fold(1_usize, |all, taps| all.checked_mul(*taps).filter(|all| *all <= TAPS_MAX));
     let far = strides.iter().chain(dilations).any(|reach| *reach > REACH_MAX)
         || pads.iter().any(|pad| pad.unsigned_abs() > REACH_MAX as u64);
     if taps.is_none() || far {

@@ -242,8 +242,8 @@ fn fetch_failure(error: TransferError) -> FetchFailure {
         )
         | TransferError::Stream(_)
         | TransferError::Refused(_)
-        | TransferError::WrongAnswer
-        | TransferError::NoHolder { .. } => FetchFailure::Unreachable(why),
+        | TransferError::WrongAnswer => FetchFailure::Unreachable(why),
+        TransferError::NoHolder { .. } => FetchFailure::Nowhere(why),
     }
 }
 

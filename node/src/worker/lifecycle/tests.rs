@@ -56,6 +56,7 @@ fn events() -> Vec<Event> {
         Event::Released,
         Event::Fetched,
         Event::FetchFailed(FetchFailure::Unreachable(why())),
+        Event::FetchFailed(FetchFailure::Nowhere(why())),
         Event::FetchFailed(FetchFailure::Damaged(why())),
         Event::Verified,
         Event::Damaged(why()),
@@ -209,6 +210,17 @@ fn damage_is_fetched_again_and_then_it_is_enough() {
     let from_holders = || Event::FetchFailed(FetchFailure::Damaged("all".to_owned()));
     life.goes([from_holders(), woken(), from_holders(), woken(), from_holders()]);
     assert_eq!(life.stage(), "failed");
+}
+
+#[test]
+fn what_was_damaged_and_is_gone_now_stays_damaged() {
+    let gone = || Event::FetchFailed(FetchFailure::Nowhere("nobody has it".to_owned()));
+    let mut life = Life::new();
+    life.goes([gone(), woken(), gone(), woken(), gone(), woken(), gone()]);
+    assert_eq!(life.stage(), "fetching");
+    let damaged = Event::FetchFailed(FetchFailure::Damaged("all have other bytes".to_owned()));
+    life.goes([woken(), damaged, woken(), gone(), woken(), gone()]);
+    assert_eq!(life.state, State::Failed { reason: "all have other bytes".to_owned() });
 }
 
 #[test]
