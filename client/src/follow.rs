@@ -9,6 +9,7 @@ mod tour;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,8 +32,8 @@ use tour::Tour;
 /// a round trip or two; a node that needs longer is itself cut off from the coordinators.
 const LAG_MS_MAX: u64 = 100;
 
-/// How long a node may leave a follower without any view. One that has just started, or was never reached by
-/// the coordinators, has none to give; others may.
+/// How long a node may leave a new watch without a view. One that has just started, or belongs to the group no
+/// longer, has none to give or an older one than the follower has; others may.
 const EMPTY_MS_MAX: u64 = 1_000;
 
 /// Keeps the newest view and soft state. Stops when it is dropped.
@@ -116,7 +117,7 @@ enum GivenUp {
     Watch(#[from] WatchError),
     #[error("it is behind: epoch {0} is known elsewhere")]
     Behind(Epoch),
-    #[error("it has no view of the cluster yet")]
+    #[error("it has no view of the cluster, or an older one")]
     Empty,
     #[error("nobody listens any more")]
     Unheard,
@@ -157,10 +158,12 @@ impl Following {
         let view = self.publish.borrow().view.clone();
         let mut watch = Watch::start(&link, view, self.watched.clone()).await?;
         // The updates are read by one future to the end: a frame that was half read must not be dropped.
+        let has_view = AtomicBool::new(false);
         let deliver = async {
             loop {
                 let update = watch.next().await?;
                 tour.delivered();
+                has_view.fetch_or(matches!(update, Update::View(_)), Ordering::Relaxed);
                 self.take(update);
             }
         };
@@ -168,7 +171,7 @@ impl Following {
             biased;
             ended = deliver => ended,
             behind = self.behind() => Err(GivenUp::Behind(behind)),
-            () = self.empty() => Err(GivenUp::Empty),
+            () = empty(&has_view) => Err(GivenUp::Empty),
             () = self.publish.closed() => Err(GivenUp::Unheard),
         }
     }
@@ -195,14 +198,6 @@ impl Following {
         }
     }
 
-    /// Completes when no view at all has arrived in time.
-    async fn empty(&self) {
-        tokio::time::sleep(Duration::from_millis(EMPTY_MS_MAX)).await;
-        if self.publish.borrow().view.is_some() {
-            std::future::pending::<()>().await;
-        }
-    }
-
     fn lacks(&self, epoch: Epoch) -> bool {
         self.publish.borrow().view.as_ref().is_none_or(|view| epoch > view.epoch)
     }
@@ -214,5 +209,14 @@ impl Following {
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         troubles.insert(address, trouble);
         troubles.retain(|address, _| known.contains(address));
+    }
+}
+
+/// Completes when a watch has not delivered a view in time. A node sends the view that it has first, unless it is older than
+/// the follower's.
+async fn empty(has_view: &AtomicBool) {
+    tokio::time::sleep(Duration::from_millis(EMPTY_MS_MAX)).await;
+    if has_view.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
     }
 }

@@ -10,11 +10,13 @@
 //! - [`frame`] and [`messages`]: the bytes on the wire.
 //! - [`store`]: bundles in an object store that is given.
 //! - [`quic`]: endpoints, certificates, streams and the transfer of bundles, over sockets that are given.
+//! - [`known_bugs`]: switches for the simulator's tests, all off in every other build.
 
 pub mod bundle;
 pub mod error;
 pub mod frame;
 pub mod ids;
+pub mod known_bugs;
 pub mod limits;
 pub mod manifest;
 pub mod messages;
@@ -30,4 +32,5 @@ pub mod view;
 pub use error::{CommandError, ControlError, InferError};
 pub use ids::{ClusterId, ClusterName, Digest, Epoch, Label, ModelName, ModelVersion, NodeId, NodeName};
 pub use ids::{Incarnation, RequestId, Revision, Target, Tenant, Term, Version};
+pub use known_bugs::KnownBug;
 pub use tensor::{DType, Shape, Tensor, TensorView};

@@ -405,7 +405,7 @@ impl BlobWriter {
             return Err(error);
         }
         let actual = std::mem::take(&mut self.digest).finish();
-        if actual != self.file.digest {
+        if actual != self.file.digest && !crate::KnownBug::SkipDigestCheck.is_in() {
             self.abort().await;
             let (file, expected) = (self.file.name, self.file.digest);
             return Err(BundleStoreError::DigestMismatch { file, expected, actual });

@@ -222,7 +222,7 @@ impl State {
         self.voters.iter().try_for_each(|voters| {
             let (voting, quorum) = (voters.len() as u32, voters.len() as u32 / 2 + 1);
             let holding = holders.intersection(voters).count() as u32;
-            if holding < quorum {
+            if holding < quorum && !roost_protocol::KnownBug::HoldersUnderQuorum.is_in() {
                 return Err(CommandError::TooFewHolders { holders: holding, voters: voting, quorum });
             }
             Ok(())

@@ -1,8 +1,8 @@
 //! Watches: views and soft states, delivered as they change.
 //!
 //! A watch delivers states, not events: it may skip epochs and never goes back. A watcher that names the epoch it has gets
-//! nothing until there is a later one, and then what changed since, if this node still knows that epoch
-//! ([`Published::recent`]); the full view otherwise.
+//! an empty delta where this node has the same, so that it knows; nothing while this node is behind; and what changed since
+//! where this node is ahead and still knows that epoch ([`Published::recent`]), else the full view.
 //!
 //! A watch takes memory here for what its watcher has not taken yet: each connection has room for [`WATCHES_MAX`], and one
 //! whose reader stalls is ended.
@@ -72,10 +72,16 @@ pub async fn serve(
     let mut sent_soft: Option<Arc<SoftState>> = None;
     loop {
         let published = source.borrow_and_update().clone();
-        if let Some(view) = published.view.as_ref().filter(|view| has.is_none_or(|has| view.epoch > has)) {
+        // The first update may change nothing: it tells the watcher that this node is as far as it is.
+        let is_news = |view: &View| {
+            has.is_none_or(|has| view.epoch > has || sent_view.is_none() && view.epoch == has)
+        };
+        if let Some(view) = published.view.as_ref().filter(|view| is_news(view)) {
+            let is_equal = has == Some(view.epoch);
             let view = only(view.clone(), models);
             let known = || has.and_then(|has| published.recent(has)).map(|base| only(base.clone(), models));
-            let update = match sent_view.take().or_else(known) {
+            let equal = is_equal.then(|| view.clone());
+            let update = match sent_view.take().or(equal).or_else(known) {
                 Some(base) => WatchUpdate::Delta(Box::new(view.delta_from(&base))),
                 None => WatchUpdate::View(Box::new(View::clone(&view))),
             };

@@ -267,7 +267,7 @@ async fn read_bundle(
         let hashed = bytes.clone();
         let actual = executor.run(move || Digest::of(&hashed)).await;
         let actual = actual.ok_or_else(|| VerifyFailure::Unread("the executor died".to_owned()))?;
-        if actual != file.digest {
+        if actual != file.digest && !roost_protocol::KnownBug::SkipDigestCheck.is_in() {
             store.discard(file).await.map_err(failure)?;
             let (file, expected) = (file.name.clone(), file.digest);
             return Err(failure(BundleStoreError::DigestMismatch { file, expected, actual }));
