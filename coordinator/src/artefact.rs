@@ -103,8 +103,7 @@ pub(crate) async fn replicate(
 ) -> Result<BTreeSet<NodeId>, ControlError> {
     let coordinators = shared.machine.state(|state| state.coordinators().clone());
     let voters: Vec<_> = coordinators.into_iter().filter(|(_, coordinator)| coordinator.voter).collect();
-    let quorum =
-        if roost_protocol::KnownBug::HoldersUnderQuorum.is_in() { 1 } else { voters.len() / 2 + 1 };
+    let quorum = if roost_protocol::KnownBug::HoldersUnderQuorum.is_in() { 1 } else { voters.len() / 2 + 1 };
     let addresses: Vec<String> = voters.iter().map(|(_, coordinator)| coordinator.address.clone()).collect();
     let asks = voters.iter().map(|(id, coordinator)| {
         let held = if *id == shared.node {

@@ -202,7 +202,7 @@ impl Coordinator {
             let stopped = tokio::select! {
                 Ok(_) = disk.wait_for(Option::is_some) => None,
                 reason = raft_stopped => Some(reason),
-                Ok(_) = panicked.wait_for(Option::is_some) => panicked.borrow().clone(),
+                Ok(how) = panicked.wait_for(Option::is_some) => how.clone(),
             };
             // The disk's own words, if it was the disk: Raft's error wraps them, or only says that it stopped.
             let disk = disk.borrow().as_deref().map(str::to_owned);

@@ -1,50 +1,117 @@
-//! Data folders that outlive a crash and lose what was not synced.
+//! The disk of one node: it outlives a crash, loses what was not synced, and fails as the seed says.
 //!
-//! A crash first cuts the running process off, so that whatever it still does while it is torn down never reaches the
-//! disk. Then, of the writes since the last sync, each sector is kept or lost as the seed says. Bundles are kept whole:
-//! a store acknowledges a put only once it is durable.
+//! A crash first cuts the running process off, so that whatever it still does while it is torn down reaches neither the disk
+//! nor the network. Then, of the writes since the last sync, each sector is kept, lost or torn. Small files and objects of
+//! the bundle store are replaced whole and durably, as their contracts say; a deletion may be undone by a crash.
+//!
+//! Faults are drawn per operation from the disk's own generator, at the rates of [`DiskFaults`]. A [`Trap`] kills the process
+//! at one operation or packet: before it, half-way through it, or right after it.
+
+mod file;
+mod store;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use bytes::Bytes;
 use object_store::ObjectStore;
-use object_store::memory::InMemory;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use redb::StorageBackend;
 use roost_node::environment::Files;
 
-/// What a disk writes as one.
-const SECTOR_BYTES: usize = 512;
+use self::file::File;
+use self::store::Store;
+use crate::trace;
+
+/// How often operations go wrong, as shares of one.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct DiskFaults {
+    /// Reads that return one bit flipped. The medium itself is sound.
+    pub flip: f64,
+    /// Reads that fail.
+    pub fail_read: f64,
+    /// Writes and syncs that fail.
+    pub fail_write: f64,
+    /// Whether nothing can be added.
+    pub full: bool,
+}
+
+/// Where in an operation the process dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Nothing of it is done.
+    Before,
+    /// Part of it is done, where it has parts.
+    During,
+    /// It is done, and nobody hears of it.
+    After,
+}
+
+/// Kills the process at an operation to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trap {
+    /// Operations that still go well.
+    pub after: u32,
+    /// Where in the one that does not.
+    pub moment: Moment,
+    /// What is counted.
+    pub counts: Counts,
+}
+
+/// What a [`Trap`] counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counts {
+    /// Writes, syncs and replacements on the disk.
+    Writes,
+    /// Packets sent.
+    Packets,
+}
+
+/// The processes that a trap killed and that the world has yet to tear down.
+#[derive(Debug, Clone, Default)]
+pub struct Casualties(Arc<Mutex<Vec<String>>>);
+
+impl Casualties {
+    /// Takes them.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Adds one.
+    pub(crate) fn add(&self, name: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(name.to_owned());
+    }
+}
 
 /// The disk of one node. Cloning shares it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct SimDisk(Arc<Mutex<Inner>>);
 
-#[derive(Default)]
 struct Inner {
+    name: String,
+    casualties: Casualties,
+    rng: StdRng,
+    faults: DiskFaults,
+    trap: Option<Trap>,
     /// Counts the crashes. A handle of an earlier life writes nowhere.
     life: u64,
     small: BTreeMap<String, Vec<u8>>,
     databases: BTreeMap<String, File>,
-    bundles: BTreeMap<String, Arc<InMemory>>,
+    stores: BTreeMap<String, BTreeMap<String, Object>>,
+    /// Operations that went wrong.
+    failures: u64,
 }
 
-/// A file whose unsynced writes may be lost.
-#[derive(Default)]
-struct File {
-    durable: Vec<u8>,
-    /// What the running process reads.
-    current: Vec<u8>,
-    pending: Vec<Pending>,
-    open: bool,
-}
-
-enum Pending {
-    Length(usize),
-    Write(usize, Vec<u8>),
+/// An object of a store.
+#[derive(Debug, Clone)]
+struct Object {
+    bytes: Bytes,
+    /// Whether it was deleted, which the next crash may undo.
+    deleted: bool,
 }
 
 impl fmt::Debug for SimDisk {
@@ -54,27 +121,76 @@ impl fmt::Debug for SimDisk {
 }
 
 impl SimDisk {
+    /// An empty disk of the node `name`.
+    pub fn new(name: &str, seed: u64, casualties: Casualties) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            name: name.to_owned(),
+            casualties,
+            rng: StdRng::seed_from_u64(seed),
+            faults: DiskFaults::default(),
+            trap: None,
+            life: 0,
+            small: BTreeMap::new(),
+            databases: BTreeMap::new(),
+            stores: BTreeMap::new(),
+            failures: 0,
+        })))
+    }
+
+    /// The process that starts now.
+    pub fn life(&self) -> Life {
+        Life { disk: self.clone(), number: self.lock().life }
+    }
+
     /// Cuts the running process off and decides what of its unsynced writes is kept.
-    pub fn crash(&self, seed: u64) {
-        let mut rng = StdRng::seed_from_u64(seed);
+    pub fn crash(&self) {
+        self.lock().die();
+    }
+
+    /// What goes wrong from now on.
+    pub fn set_faults(&self, faults: DiskFaults) {
+        self.lock().faults = faults;
+    }
+
+    /// How much went wrong so far.
+    pub fn failures(&self) -> u64 {
+        self.lock().failures
+    }
+
+    /// Kills the process later; `None` calls it off.
+    pub fn set_trap(&self, trap: Option<Trap>) {
+        self.lock().trap = trap;
+    }
+
+    /// Removes everything. The process must be dead.
+    pub fn wipe(&self) {
         let mut inner = self.lock();
-        inner.life += 1;
-        for file in inner.databases.values_mut() {
-            for pending in std::mem::take(&mut file.pending) {
-                match pending {
-                    Pending::Length(length) => file.durable.resize(length, 0),
-                    Pending::Write(offset, bytes) => {
-                        for (i, sector) in bytes.chunks(SECTOR_BYTES).enumerate() {
-                            if rng.random() {
-                                write_at(&mut file.durable, offset + i * SECTOR_BYTES, sector);
-                            }
-                        }
-                    }
-                }
-            }
-            file.current = file.durable.clone();
-            file.open = false;
-        }
+        inner.small.clear();
+        inner.databases.clear();
+        inner.stores.clear();
+    }
+
+    /// Removes the databases alone. The process must be dead.
+    pub fn wipe_databases(&self) {
+        self.lock().databases.clear();
+    }
+
+    /// The durable bytes of a database; `None` when there is none.
+    pub fn database(&self, name: &str) -> Option<Vec<u8>> {
+        self.lock().databases.get(name).map(|file| file.durable().to_vec())
+    }
+
+    /// The objects of a store, by their paths.
+    pub fn objects(&self, folder: &str) -> BTreeMap<String, Bytes> {
+        let inner = self.lock();
+        let objects = inner.stores.get(folder).into_iter().flatten();
+        let live = objects.filter(|(_, object)| !object.deleted);
+        live.map(|(path, object)| (path.clone(), object.bytes.clone())).collect()
+    }
+
+    /// A small file.
+    pub fn small(&self, name: &str) -> Option<Vec<u8>> {
+        self.lock().small.get(name).cloned()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -83,143 +199,190 @@ impl SimDisk {
     }
 }
 
-fn write_at(file: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
-    if file.len() < offset + bytes.len() {
-        file.resize(offset + bytes.len(), 0);
-    }
-    file[offset..offset + bytes.len()].copy_from_slice(bytes);
+/// What an operation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    Read,
+    /// Changes what is there already, or makes it durable.
+    Write,
+    /// Takes more room.
+    Grow,
 }
 
-/// A process's handle on the disk: dead after the next crash.
+/// Whether an operation goes on.
+enum Permit {
+    Go,
+    /// It is done in part, then the process dies.
+    Half,
+    /// It is done, then the process dies.
+    Last,
+}
+
+impl Inner {
+    fn die(&mut self) {
+        self.life += 1;
+        self.trap = None;
+        for file in self.databases.values_mut() {
+            file.crash(&mut self.rng);
+        }
+        for store in self.stores.values_mut() {
+            store.retain(|_, object| !object.deleted || self.rng.random());
+            store.values_mut().for_each(|object| object.deleted = false);
+        }
+    }
+
+    /// The process dies by the trap.
+    fn fall(&mut self, how: &str) {
+        trace::line(format_args!("{} dies {how}", self.name));
+        self.casualties.add(&self.name.clone());
+        self.die();
+    }
+
+    /// Counts down to the trap. `None`: it is not this operation.
+    fn spring(&mut self, counts: Counts) -> Option<Moment> {
+        let trap = self.trap.as_mut().filter(|trap| trap.counts == counts)?;
+        if trap.after > 0 {
+            trap.after -= 1;
+            return None;
+        }
+        self.trap.take().map(|trap| trap.moment)
+    }
+
+    /// Begins an operation of the process `life`.
+    fn begin(&mut self, life: u64, operation: Operation) -> io::Result<Permit> {
+        if self.life != life {
+            return Err(dead());
+        }
+        let rate = match operation {
+            Operation::Read => self.faults.fail_read,
+            Operation::Write | Operation::Grow => self.faults.fail_write,
+        };
+        if rate > 0.0 && self.rng.random_bool(rate) {
+            self.failures += 1;
+            trace::line(format_args!("{} disk: a {operation:?} fails", self.name));
+            return Err(io::Error::other("the simulated disk failed"));
+        }
+        if operation == Operation::Grow && self.faults.full {
+            self.failures += 1;
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "the simulated disk is full"));
+        }
+        if operation == Operation::Read {
+            return Ok(Permit::Go);
+        }
+        match self.spring(Counts::Writes) {
+            None => Ok(Permit::Go),
+            Some(Moment::Before) => {
+                self.fall("before it writes");
+                Err(dead())
+            }
+            Some(Moment::During) => Ok(Permit::Half),
+            Some(Moment::After) => Ok(Permit::Last),
+        }
+    }
+
+    /// Flips a bit of what was read, if it comes to that.
+    fn blemish(&mut self, read: &mut [u8]) {
+        if self.faults.flip > 0.0 && !read.is_empty() && self.rng.random_bool(self.faults.flip) {
+            let bit = self.rng.random_range(0..read.len() * 8);
+            read[bit / 8] ^= 1 << (bit % 8);
+            self.failures += 1;
+            trace::line(format_args!(
+                "{} disk: bit {bit} of {} bytes is read flipped",
+                self.name,
+                read.len()
+            ));
+        }
+    }
+}
+
+fn dead() -> io::Error {
+    io::Error::other("the process crashed")
+}
+
+/// A process's hold on its disk and its network: nothing passes after its death.
+#[derive(Debug, Clone)]
+pub struct Life {
+    disk: SimDisk,
+    number: u64,
+}
+
+impl Life {
+    /// Whether the process lives.
+    pub fn is_alive(&self) -> bool {
+        self.disk.lock().life == self.number
+    }
+
+    /// Whether a packet leaves. The process may die of it.
+    pub fn sends(&self) -> bool {
+        let mut inner = self.disk.lock();
+        if inner.life != self.number {
+            return false;
+        }
+        match inner.spring(Counts::Packets) {
+            None => true,
+            Some(Moment::Before) => {
+                inner.fall("before it sends");
+                false
+            }
+            // A packet has no halves.
+            Some(Moment::During | Moment::After) => {
+                inner.fall("after it sent");
+                true
+            }
+        }
+    }
+}
+
+/// A process's data folder.
 #[derive(Debug)]
 pub struct SimFiles {
-    disk: SimDisk,
-    life: u64,
+    life: Life,
+    /// What an operation of the bundle store takes.
+    cost: Duration,
 }
 
 impl SimFiles {
-    /// The folder as a process that starts now sees it.
-    pub fn of(disk: &SimDisk) -> Self {
-        Self { disk: disk.clone(), life: disk.lock().life }
+    /// The folder as the process sees it.
+    pub fn of(life: Life, cost: Duration) -> Self {
+        Self { life, cost }
     }
 }
 
 impl Files for SimFiles {
     fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        Ok(self.disk.lock().small.get(name).cloned())
+        let mut inner = self.life.disk.lock();
+        inner.begin(self.life.number, Operation::Read)?;
+        // Flips are left out: the file has no checksum, a damaged identity is another node's problem.
+        Ok(inner.small.get(name).cloned())
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let mut inner = self.disk.lock();
-        if inner.life == self.life {
+        let mut inner = self.life.disk.lock();
+        let permit = inner.begin(self.life.number, Operation::Grow)?;
+        let done = match permit {
+            Permit::Go | Permit::Last => true,
+            Permit::Half => inner.rng.random(),
+        };
+        if done {
             inner.small.insert(name.to_owned(), bytes.to_vec());
         }
-        Ok(())
+        match permit {
+            Permit::Go => Ok(()),
+            Permit::Half | Permit::Last => {
+                inner.fall("as it replaces a file");
+                Err(dead())
+            }
+        }
     }
 
     fn database(&self, name: &str) -> io::Result<Box<dyn StorageBackend>> {
-        let mut inner = self.disk.lock();
-        let file = inner.databases.entry(name.to_owned()).or_default();
-        if std::mem::replace(&mut file.open, true) {
-            return Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("{name} is open already")));
-        }
-        Ok(Box::new(Handle { disk: self.disk.clone(), life: self.life, name: name.to_owned() }))
+        file::open(&self.life, name)
     }
 
     fn bundles(&self, folder: &str) -> io::Result<Arc<dyn ObjectStore>> {
-        Ok(self.disk.lock().bundles.entry(folder.to_owned()).or_default().clone())
-    }
-}
-
-/// An open database file.
-#[derive(Debug)]
-struct Handle {
-    disk: SimDisk,
-    life: u64,
-    name: String,
-}
-
-impl Handle {
-    /// Works on the file; nothing happens after a crash.
-    fn with<T>(&self, work: impl FnOnce(&mut File) -> T) -> io::Result<T> {
-        let mut inner = self.disk.lock();
-        if inner.life != self.life {
-            return Err(io::Error::other("the process crashed"));
-        }
-        let missing = || io::Error::new(io::ErrorKind::NotFound, self.name.clone());
-        Ok(work(inner.databases.get_mut(&self.name).ok_or_else(missing)?))
-    }
-}
-
-impl StorageBackend for Handle {
-    fn len(&self) -> io::Result<u64> {
-        self.with(|file| file.current.len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.with(|file| {
-            let range = offset as usize..offset as usize + out.len();
-            let short = || io::Error::from(io::ErrorKind::UnexpectedEof);
-            out.copy_from_slice(file.current.get(range).ok_or_else(short)?);
-            Ok(())
-        })?
-    }
-
-    fn set_len(&self, length: u64) -> io::Result<()> {
-        self.with(|file| {
-            file.current.resize(length as usize, 0);
-            file.pending.push(Pending::Length(length as usize));
-        })
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.with(|file| {
-            file.pending.clear();
-            file.durable.clone_from(&file.current);
-        })
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.with(|file| {
-            write_at(&mut file.current, offset as usize, data);
-            file.pending.push(Pending::Write(offset as usize, data.to_vec()));
-        })
-    }
-
-    fn close(&self) -> io::Result<()> {
-        self.with(|file| file.open = false)
+        Ok(Arc::new(Store::new(self.life.clone(), folder, self.cost)))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_crash_loses_what_was_not_synced_and_cuts_the_process_off() {
-        let disk = SimDisk::default();
-        let files = SimFiles::of(&disk);
-        let database = files.database("raft").unwrap();
-        assert!(files.database("raft").is_err(), "opened twice");
-        database.write(0, &[1; 1024]).unwrap();
-        database.sync_data().unwrap();
-        database.write(0, &[2; 64 * SECTOR_BYTES]).unwrap();
-        disk.crash(7);
-        database.write(0, &[3; 8]).unwrap_err();
-        files.replace("late", b"x").unwrap();
-        let files = SimFiles::of(&disk);
-        assert_eq!(files.read("late").unwrap(), None);
-        let database = files.database("raft").unwrap();
-        let mut sector = [0; SECTOR_BYTES];
-        let mut kept = 0;
-        for i in 0..2 {
-            database.read((i * SECTOR_BYTES) as u64, &mut sector).unwrap();
-            assert!(sector == [1; SECTOR_BYTES] || sector == [2; SECTOR_BYTES]);
-        }
-        for i in 2..database.len().unwrap() as usize / SECTOR_BYTES {
-            database.read((i * SECTOR_BYTES) as u64, &mut sector).unwrap();
-            kept += usize::from(sector == [2; SECTOR_BYTES]);
-        }
-        assert!(kept > 10 && kept < 60, "{kept} of 62 sectors were kept");
-    }
-}
+mod tests;

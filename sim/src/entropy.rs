@@ -32,16 +32,26 @@ pub fn split_mix(state: &mut u64) -> u64 {
 /// # Panics
 /// With the simulation's own panic.
 pub fn seeded<T: Send + 'static>(seed: u64, simulation: impl FnOnce() -> T + Send + 'static) -> T {
+    match spawn(seed, simulation).join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// As [`seeded`], without waiting for the end.
+///
+/// # Panics
+/// When the operating system gives no thread.
+pub fn spawn<T: Send + 'static>(
+    seed: u64,
+    simulation: impl FnOnce() -> T + Send + 'static,
+) -> std::thread::JoinHandle<T> {
     let run = move || {
         STATE.set(Some(seed));
         simulation()
     };
     let thread = std::thread::Builder::new().name(format!("seed {seed}")).stack_size(STACK_BYTES).spawn(run);
-    match thread.map(std::thread::JoinHandle::join) {
-        Ok(Ok(result)) => result,
-        Ok(Err(panic)) => std::panic::resume_unwind(panic),
-        Err(error) => panic!("no thread for a simulation: {error}"),
-    }
+    thread.unwrap_or_else(|error| panic!("no thread for a simulation: {error}"))
 }
 
 /// Fills `bytes` from this thread's generator. Returns false on a thread that is no simulation.

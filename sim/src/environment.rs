@@ -14,36 +14,55 @@ use roost_protocol::quic::WallClock;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::disk::{SimDisk, SimFiles};
+use crate::condition::Conditions;
+use crate::disk::{Life, SimFiles};
 use crate::engine::KnownFunction;
-use crate::network::{SimNetwork, Weather};
+use crate::facts::Witness;
+use crate::network::SimNetwork;
+use crate::trace;
 
-/// When simulations begin: any fixed moment after the certificates' beginning.
+/// When simulations begin: any fixed moment within the certificates' validity.
 pub const BEGIN: Duration = Duration::from_secs(1_700_000_000);
 
+/// An fsync on a good SSD.
+const DISK: Duration = Duration::from_millis(1);
+/// A batch of a small model.
+const COMPUTE: Duration = Duration::from_millis(2);
+
 /// The environment of a host that boots now.
-pub fn environment(seed: u64, disk: &SimDisk, weather: Weather) -> Environment {
+pub fn environment(
+    seed: u64,
+    life: Life,
+    conditions: &Conditions,
+    speed: f64,
+    witness: &Witness,
+) -> Environment {
+    let cost = conditions.now().disk(DISK);
+    let engine = KnownFunction { conditions: conditions.clone(), witness: witness.clone() };
     Environment {
-        network: Arc::new(SimNetwork::new(weather, seed)),
-        files: Arc::new(SimFiles::of(disk)),
+        network: Arc::new(SimNetwork::new(Some(life.clone()), conditions.clone(), seed)),
+        files: Arc::new(SimFiles::of(life, cost)),
         bundles: None,
-        clock: Arc::new(SimClock),
-        entropy: Arc::new(SimEntropy::new(seed)),
-        executors: Arc::new(SimExecutors),
-        runtimes: Arc::new(SimRuntimes),
         engines_missing: Vec::new(),
-        engines: vec![Arc::new(KnownFunction)],
-        machine: Machine { isa: "simulated".to_owned(), memory_mib: 1024, cores: 1, speed: 1.0 },
+        clock: Arc::new(SimClock(conditions.clone())),
+        entropy: Arc::new(SimEntropy::new(seed)),
+        executors: Arc::new(SimExecutors(conditions.clone())),
+        runtimes: Arc::new(SimRuntimes),
+        engines: vec![Arc::new(engine)],
+        machine: Machine { isa: "simulated".to_owned(), memory_mib: 1024, cores: 1, speed },
     }
 }
 
-/// Virtual time as wall-clock time.
-#[derive(Debug, Clone, Copy)]
-pub struct SimClock;
+/// Virtual time as wall-clock time, as far off as the host's clock is.
+#[derive(Debug, Clone, Default)]
+pub struct SimClock(pub Conditions);
 
 impl WallClock for SimClock {
     fn since_epoch(&self) -> Duration {
-        BEGIN + turmoil::sim_elapsed().unwrap_or_default()
+        let skew = self.0.now().skew_ms;
+        let off = Duration::from_millis(skew.unsigned_abs());
+        let exact = BEGIN + trace::now();
+        if skew < 0 { exact.saturating_sub(off) } else { exact + off }
     }
 }
 
@@ -64,18 +83,18 @@ impl Entropy for SimEntropy {
 }
 
 /// Runs jobs inline, each at a virtual cost.
-struct SimExecutors;
+struct SimExecutors(Conditions);
 
 impl Executors for SimExecutors {
     fn dedicated(&self, _name: &str, kind: Work) -> Arc<dyn Executor> {
-        let cost = match kind {
-            // An fsync on a good SSD.
-            Work::Disk => Duration::from_millis(1),
-            Work::Compute => Duration::from_millis(2),
-        };
+        let conditions = self.0.clone();
         let (submit, mut jobs) = mpsc::unbounded_channel::<Job>();
         tokio::spawn(async move {
             while let Some(job) = jobs.recv().await {
+                let cost = match kind {
+                    Work::Disk => conditions.now().disk(DISK),
+                    Work::Compute => conditions.now().compute(COMPUTE),
+                };
                 tokio::time::sleep(cost).await;
                 if catch_unwind(AssertUnwindSafe(job)).is_err() {
                     return;

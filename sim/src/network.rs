@@ -1,4 +1,4 @@
-//! UDP by turmoil, under QUIC: latency and partitions are turmoil's, loss and duplication are drawn here.
+//! UDP by turmoil, under QUIC: latency, reordering and partitions are turmoil's, loss and duplication are drawn here.
 
 use std::fmt;
 use std::io::{self, IoSliceMut};
@@ -15,26 +15,22 @@ use rand::{RngExt, SeedableRng};
 use roost_protocol::quic::Network;
 use turmoil::net::UdpSocket;
 
-/// How packets fare, as shares of one.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Weather {
-    /// Packets that are lost.
-    pub loss: f64,
-    /// Packets that arrive twice.
-    pub duplication: f64,
-}
+use crate::condition::Conditions;
+use crate::disk::Life;
 
 /// The simulated network, as one host sees it.
 #[derive(Debug)]
 pub struct SimNetwork {
-    weather: Weather,
+    /// Whose packets leave; a client's always do.
+    life: Option<Life>,
+    conditions: Conditions,
     seed: u64,
 }
 
 impl SimNetwork {
-    /// The network of a host; `seed` decides which of its packets are lost.
-    pub fn new(weather: Weather, seed: u64) -> Self {
-        Self { weather, seed }
+    /// The network of a host in these `conditions`; `seed` decides which of its packets are lost.
+    pub fn new(life: Option<Life>, conditions: Conditions, seed: u64) -> Self {
+        Self { life, conditions, seed }
     }
 }
 
@@ -47,8 +43,8 @@ impl Network for SimNetwork {
             let local = SocketAddr::new(at.ip(), socket.local_addr()?.port());
             let rng = Mutex::new(StdRng::seed_from_u64(self.seed ^ u64::from(local.port())));
             let readable = Mutex::new(None);
-            Ok(Arc::new(Socket { socket, local, weather: self.weather, rng, readable })
-                as Arc<dyn AsyncUdpSocket>)
+            let (life, conditions) = (self.life.clone(), self.conditions.clone());
+            Ok(Arc::new(Socket { socket, local, life, conditions, rng, readable }) as Arc<dyn AsyncUdpSocket>)
         })
     }
 
@@ -71,7 +67,8 @@ type Readable = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 struct Socket {
     socket: Arc<UdpSocket>,
     local: SocketAddr,
-    weather: Weather,
+    life: Option<Life>,
+    conditions: Conditions,
     rng: Mutex<StdRng>,
     /// Waits for the next packet. It holds turmoil's own lock on the socket, so it is dropped before a packet is taken.
     readable: Mutex<Option<Readable>>,
@@ -99,14 +96,22 @@ impl AsyncUdpSocket for Socket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if self.life.as_ref().is_some_and(|life| !life.sends()) {
+            return Ok(());
+        }
+        let weather = self.conditions.now().weather;
         let draw: f64 = self.rng.lock().unwrap_or_else(PoisonError::into_inner).random();
-        let copies = if draw < self.weather.loss {
+        let copies = if draw < weather.loss {
             0
-        } else if draw < self.weather.loss + self.weather.duplication {
+        } else if draw < weather.loss + weather.duplication {
             2
         } else {
             1
         };
+        if copies != 1 {
+            let (to, length) = (transmit.destination, transmit.contents.len());
+            crate::trace::line(format_args!("{} -> {to} {length} bytes {copies} times", self.local));
+        }
         for _ in 0..copies {
             // A packet that the network does not take is lost, which UDP may do.
             let _ = self.socket.try_send_to(transmit.contents, transmit.destination);

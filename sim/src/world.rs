@@ -1,121 +1,142 @@
-//! A cluster from an ordinary cluster config, on simulated hosts, and faults upon it.
+//! A cluster from an ordinary cluster config, on simulated hosts, and what can be done to it.
+//!
+//! The world steps virtual time, tears down processes that died, and starts them again as a service manager would. What is
+//! to be done to whom is decided elsewhere, in [`crate::faults`].
 
+mod cluster;
+
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use roost_client::certs::{Authority, Pem, Validity};
-use roost_client::{Client, ClientConfig, ClientEnvironment, CredentialsSource};
-use roost_node::config::{ClusterConfig, NodeEntry};
-use roost_node::environment::Entropy;
+use roost_client::Client;
 use roost_node::{Node, NodeConfig, start};
-use roost_protocol::quic::{Credentials, PeerIdentity, Role};
-use roost_protocol::{ClusterName, NodeName, Tenant};
+use roost_protocol::NodeName;
 use turmoil::Sim;
 
-use crate::disk::SimDisk;
-use crate::environment::{BEGIN, SimClock, SimEntropy, environment};
-use crate::network::{SimNetwork, Weather};
+use self::cluster::Cluster;
+use crate::condition::{Condition, Conditions};
+use crate::disk::{Casualties, DiskFaults, SimDisk, Trap};
+use crate::environment::{BEGIN, environment};
+use crate::facts::{Fact, Witness};
 use crate::trace;
 
-/// The step of virtual time.
-const TICK: Duration = Duration::from_millis(1);
+pub use self::cluster::{Connector, NodeShape, Shape};
+
 /// Packets that a host has not taken yet. Turmoil drops more, as a kernel would.
 const UDP_PACKETS_MAX: usize = 4096;
-/// Certificates outlast every simulation.
-const VALIDITY: Validity = Validity { since_epoch: BEGIN, lasts: Duration::from_secs(86_400) };
-/// The cluster's name.
-const CLUSTER: &str = "sim";
-/// The host that clients run on.
-const CLIENT: &str = "client";
-
-/// How large a world is, and how its network fares.
-#[derive(Debug, Clone, Copy)]
-pub struct Size {
-    /// Coordinators: one, three or five.
-    pub coordinators: usize,
-    /// Workers.
-    pub workers: usize,
-    /// Loss and duplication.
-    pub weather: Weather,
-}
+/// The longest that a simulation may take. Runs end by themselves long before.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+/// After how long a process that ended by itself is started again.
+const SERVICE_RESTART: Duration = Duration::from_secs(1);
 
 /// A simulated cluster.
 pub struct World {
     sim: Sim<'static>,
-    seed: u64,
-    disks: BTreeMap<String, SimDisk>,
-    shared: Arc<Shared>,
-    crashes: u64,
+    cluster: Arc<Cluster>,
+    nodes: BTreeMap<String, Host>,
+    clients: BTreeMap<String, Conditions>,
+    casualties: Casualties,
+    witness: Witness,
 }
 
-/// What the hosts of a world share.
-struct Shared {
-    seed: u64,
-    weather: Weather,
-    config: Arc<ClusterConfig>,
-    certificates: BTreeMap<String, Pem>,
-    ca: String,
+/// A host of a node.
+struct Host {
+    shape: NodeShape,
+    disk: SimDisk,
+    conditions: Conditions,
+    up: bool,
+    /// When it is started again, while it is down.
+    restart: Option<Duration>,
+    /// Faults of the disk when the process began.
+    failures: u64,
 }
 
 impl World {
-    /// Hosts that start their nodes at once. To be called inside [`crate::entropy::seeded`].
+    /// Hosts that start their nodes. To be called inside [`crate::entropy::seeded`].
     ///
     /// # Panics
     /// When the config or the certificates cannot be made, which are fixed.
-    pub fn new(seed: u64, size: Size) -> Self {
+    pub fn new(seed: u64, shape: &Shape, witness: Witness) -> Self {
         let sim = turmoil::Builder::new()
             .rng_seed(seed)
             .epoch(std::time::UNIX_EPOCH + BEGIN)
-            .tick_duration(TICK)
-            .simulation_duration(Duration::from_secs(3600))
-            .min_message_latency(Duration::from_millis(1))
-            .max_message_latency(Duration::from_millis(5))
+            .tick_duration(shape.tick)
+            .simulation_duration(LONGEST)
+            .min_message_latency(shape.latency_min)
+            .max_message_latency(shape.latency_max)
             .udp_capacity(UDP_PACKETS_MAX)
             .enable_random_order()
             .build();
-        let shared = Arc::new(Shared::new(seed, size));
-        let mut world = Self { sim, seed, disks: BTreeMap::new(), shared, crashes: 0 };
-        for node in &world.shared.config.nodes {
-            let (name, disk) = (node.name.clone(), SimDisk::default());
-            world.disks.insert(name.to_string(), disk.clone());
-            let shared = world.shared.clone();
-            let boots = std::cell::Cell::new(0);
-            world.sim.host(name.as_str().to_owned(), move || {
-                boots.set(boots.get() + 1);
-                let boot = Boot {
-                    shared: shared.clone(),
-                    name: name.clone(),
-                    disk: disk.clone(),
-                    boot: boots.get(),
-                };
-                boot.run()
-            });
+        let cluster = Arc::new(Cluster::new(seed, shape));
+        let casualties = Casualties::default();
+        let (nodes, clients) = (BTreeMap::new(), BTreeMap::new());
+        let mut world = Self { sim, cluster, nodes, clients, casualties, witness };
+        for node in &shape.nodes {
+            world.add(node);
         }
         world
     }
 
+    fn add(&mut self, shape: &NodeShape) {
+        let name = shape.name.clone();
+        let disk = SimDisk::new(&name, self.cluster.seed_of(&name, 0), self.casualties.clone());
+        let conditions = Conditions::default();
+        let (cluster, casualties) = (self.cluster.clone(), self.casualties.clone());
+        let (given_disk, given_conditions) = (disk.clone(), conditions.clone());
+        let (speed, witness, boots) = (shape.speed, self.witness.clone(), Rc::new(Cell::new(0)));
+        self.sim.host(name.clone(), move || {
+            boots.set(boots.get() + 1);
+            let boot = Boot {
+                cluster: cluster.clone(),
+                name: name.clone(),
+                disk: given_disk.clone(),
+                conditions: given_conditions.clone(),
+                speed,
+                boot: boots.get(),
+                casualties: casualties.clone(),
+                witness: witness.clone(),
+            };
+            boot.run()
+        });
+        let mut host = Host { shape: shape.clone(), disk, conditions, up: true, restart: None, failures: 0 };
+        if shape.starts_after > Duration::ZERO {
+            self.sim.crash(shape.name.as_str());
+            (host.up, host.restart) = (false, Some(shape.starts_after));
+        }
+        self.nodes.insert(shape.name.clone(), host);
+    }
+
     /// Runs a client's story on a host of its own.
-    pub fn client<F>(&mut self, story: impl FnOnce(Client) -> F + 'static)
+    pub fn client<F>(&mut self, name: &str, story: impl FnOnce(Connector) -> F + 'static)
     where
         F: Future<Output = turmoil::Result> + 'static,
     {
-        let shared = self.shared.clone();
-        self.sim.client(CLIENT, async move {
-            let client = shared.connect(1).await?;
-            story(client).await
-        });
+        let conditions = Conditions::default();
+        self.clients.insert(name.to_owned(), conditions.clone());
+        let connector = Connector::new(self.cluster.clone(), name, conditions);
+        self.sim.client(name.to_owned(), async move { story(connector).await });
     }
 
-    /// One tick. Returns whether the client's story has ended.
+    /// One tick. Returns whether all clients' stories have ended.
     ///
-    /// # Panics
-    /// When the story fails, a host panics, or `within` has passed since the beginning; it says the seed.
-    pub fn step(&mut self, within: Duration) -> bool {
-        let (seed, at) = (self.seed, self.sim.elapsed());
-        assert!(at < within, "seed {seed}: the story has not ended within {within:?}");
-        self.sim.step().unwrap_or_else(|error| panic!("seed {seed}: at {at:?}: {error}"))
+    /// # Errors
+    /// What a story failed with.
+    pub fn step(&mut self) -> Result<bool, Box<dyn std::error::Error>> {
+        trace::set_now(self.sim.elapsed());
+        for name in self.casualties.take() {
+            self.tear_down(&name, Some(SERVICE_RESTART));
+        }
+        let now = self.sim.elapsed();
+        let due = |host: &Host| host.restart.is_some_and(|at| at <= now);
+        let due: Vec<String> =
+            self.nodes.iter().filter(|(_, host)| due(host)).map(|(name, _)| name.clone()).collect();
+        for name in due {
+            self.restart(&name);
+        }
+        self.sim.step()
     }
 
     /// Virtual time since the beginning.
@@ -123,105 +144,182 @@ impl World {
         self.sim.elapsed()
     }
 
-    /// Kills a node: its disk is cut off first, so that nothing that its end writes is kept.
-    pub fn crash(&mut self, name: &str) {
-        self.crashes += 1;
-        trace::line(format_args!("crash {name}"));
-        self.disks[name].crash(self.seed ^ self.crashes);
-        self.sim.crash(name);
+    /// The names of the nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.nodes.keys().map(String::as_str)
+    }
+
+    /// The names of the clients.
+    pub fn clients(&self) -> impl Iterator<Item = &str> {
+        self.clients.keys().map(String::as_str)
+    }
+
+    /// The coordinator that began to lead last, while it runs.
+    pub fn leader(&self) -> Option<String> {
+        self.witness.leader().filter(|leader| self.nodes.get(leader).is_some_and(|host| host.up))
+    }
+
+    /// What a node is.
+    pub fn shape_of(&self, node: &str) -> &NodeShape {
+        &self.nodes[node].shape
+    }
+
+    /// Whether a node's process runs.
+    pub fn is_up(&self, node: &str) -> bool {
+        self.nodes[node].up
+    }
+
+    /// Whether a node's disk failed since its process began.
+    pub fn met_failures(&self, node: &str) -> bool {
+        let host = &self.nodes[node];
+        host.disk.failures() > host.failures
+    }
+
+    /// A node's disk.
+    pub fn disk(&self, node: &str) -> &SimDisk {
+        &self.nodes[node].disk
+    }
+
+    /// Kills a node: its disk and network are cut off first, so that nothing that its end writes is kept. `down` says for how
+    /// long; `None` until [`World::restart`].
+    pub fn crash(&mut self, node: &str, down: Option<Duration>) {
+        if !self.nodes[node].up {
+            return;
+        }
+        trace::line(format_args!("crash {node}"));
+        self.nodes[node].disk.crash();
+        self.tear_down(node, down);
     }
 
     /// Starts a node again.
-    pub fn restart(&mut self, name: &str) {
-        trace::line(format_args!("restart {name}"));
-        self.sim.bounce(name);
+    pub fn restart(&mut self, node: &str) {
+        let Some(host) = self.nodes.get_mut(node).filter(|host| !host.up) else { return };
+        trace::line(format_args!("start {node}"));
+        (host.up, host.restart, host.failures) = (true, None, host.disk.failures());
+        self.sim.bounce(node);
     }
-}
 
-impl Shared {
-    fn new(seed: u64, size: Size) -> Self {
-        let mut text = format!("cluster = \"{CLUSTER}\"\n");
-        let mut names = BTreeMap::new();
-        for i in 1..=size.coordinators {
-            // Writing to a string does not fail.
-            let _ = write!(
-                text,
-                "[[node]]\nname = \"c{i}\"\nroles = [\"coordinator\"]\ncoordinator_address = \"c{i}:7401\"\n"
-            );
-            names.insert(format!("c{i}"), vec![Role::Coordinator]);
+    /// Empties the databases of a node that is down, or its whole folder.
+    pub fn wipe(&mut self, node: &str, whole: bool) {
+        let host = &self.nodes[node];
+        assert!(!host.up, "{node} runs");
+        trace::line(format_args!("wipe {node}, whole: {whole}"));
+        if whole {
+            host.disk.wipe();
+        } else {
+            host.disk.wipe_databases();
         }
-        for i in 1..=size.workers {
-            let _ =
-                write!(text, "[[node]]\nname = \"w{i}\"\nroles = [\"worker\"]\naddress = \"w{i}:7400\"\n");
-            names.insert(format!("w{i}"), vec![Role::Worker]);
+        self.witness.tell_of(node, &Fact::Wiped);
+    }
+
+    /// Changes the condition of a host, be it a node's or a client's.
+    pub fn change(&self, host: &str, change: impl FnOnce(&mut Condition)) {
+        let node = self.nodes.get(host).map(|host| &host.conditions);
+        if let Some(conditions) = node.or_else(|| self.clients.get(host)) {
+            conditions.change(change);
+            trace::line(format_args!("{host} is in {:?}", conditions.now()));
         }
-        names.insert(CLIENT.to_owned(), vec![Role::Client, Role::Operator]);
-        let config = Arc::new(ClusterConfig::parse(&text).expect("the config is well-formed"));
-        let cluster = ClusterName::new(CLUSTER).expect("a name");
-        let authority = Authority::create(cluster.clone(), VALIDITY).expect("a CA is made");
-        let issue = |(name, roles): (String, Vec<Role>)| {
-            let roles: BTreeSet<Role> = roles.into_iter().collect();
-            let identity =
-                PeerIdentity { cluster: cluster.clone(), roles, name: Tenant::new(&name).expect("a name") };
-            (name, authority.issue(&identity, VALIDITY, &[]).expect("a certificate is issued"))
-        };
-        let certificates = names.into_iter().map(issue).collect();
-        let ca = authority.pem().certificate;
-        Self { seed, weather: size.weather, config, certificates, ca }
     }
 
-    fn credentials(&self, name: &str) -> Arc<Credentials> {
-        let Pem { certificate, key } = &self.certificates[name];
-        let (ca, clock) = (self.ca.as_bytes(), Arc::new(SimClock));
-        let credentials = Credentials::from_pem(ca, certificate.as_bytes(), key.as_bytes(), clock);
-        Arc::new(credentials.expect("certificates fit their CA"))
+    /// What goes wrong on a node's disk from now on.
+    pub fn set_disk_faults(&self, node: &str, faults: DiskFaults) {
+        trace::line(format_args!("the disk of {node} has {faults:?}"));
+        self.nodes[node].disk.set_faults(faults);
     }
 
-    /// The seed of one life of a host.
-    fn seed_of(&self, name: &str, boot: u64) -> u64 {
-        let mut state = self.seed ^ xxhash_rust::xxh3::xxh3_64_with_seed(name.as_bytes(), boot);
-        crate::entropy::split_mix(&mut state)
+    /// Kills a node's process at an operation to come.
+    pub fn set_trap(&self, node: &str, trap: Option<Trap>) {
+        trace::line(format_args!("{node} has {trap:?}"));
+        self.nodes[node].disk.set_trap(trap);
     }
 
-    async fn connect(&self, boot: u64) -> Result<Client, Box<dyn std::error::Error>> {
-        let nodes = self.config.nodes.iter();
-        let address = |node: &NodeEntry| node.address.clone().or(node.coordinator_address.clone());
-        let Pem { certificate, key } = self.certificates[CLIENT].clone();
-        let (ca, certificate, key) = (self.ca.clone().into(), certificate.into(), key.into());
-        let credentials = CredentialsSource::Pem { ca, certificate, key };
-        let mut config = ClientConfig::new(nodes.filter_map(address), credentials);
-        config.bind = format!("{CLIENT}:0");
-        let seed = self.seed_of(CLIENT, boot);
-        let entropy: &dyn Entropy = &SimEntropy::new(seed);
-        let environment = ClientEnvironment {
-            network: Arc::new(SimNetwork::new(self.weather, seed)),
-            clock: Arc::new(SimClock),
-            seed: entropy.seed(),
-        };
-        Ok(Client::with(environment, config).await?)
+    /// Lets nothing pass between two hosts.
+    pub fn partition(&self, a: &str, b: &str) {
+        trace::line(format_args!("part {a} and {b}"));
+        self.sim.partition(a, b);
+    }
+
+    /// Lets nothing pass from one host to another.
+    pub fn partition_oneway(&self, from: &str, to: &str) {
+        trace::line(format_args!("part {from} from {to}"));
+        self.sim.partition_oneway(from, to);
+    }
+
+    /// Lets everything pass between two hosts again.
+    pub fn repair(&self, a: &str, b: &str) {
+        trace::line(format_args!("join {a} and {b}"));
+        self.sim.repair(a, b);
+    }
+
+    /// Sets the longest latency between two hosts.
+    pub fn set_latency_max(&self, a: &str, b: &str, latency: Duration) {
+        trace::line(format_args!("latency of {a} and {b} is up to {latency:?}"));
+        self.sim.set_link_max_message_latency(a, b, latency);
+    }
+
+    /// The hosts: nodes and clients.
+    pub fn hosts(&self) -> Vec<String> {
+        let hosts: BTreeSet<&str> = self.nodes().chain(self.clients()).collect();
+        hosts.into_iter().map(str::to_owned).collect()
+    }
+
+    fn tear_down(&mut self, node: &str, down: Option<Duration>) {
+        let now = self.sim.elapsed();
+        let Some(host) = self.nodes.get_mut(node).filter(|host| host.up) else { return };
+        host.up = false;
+        host.restart = down.map(|down| now + down);
+        self.sim.crash(node);
+        self.witness.tell_of(node, &Fact::Died);
     }
 }
 
 /// One life of a node.
 struct Boot {
-    shared: Arc<Shared>,
-    name: NodeName,
+    cluster: Arc<Cluster>,
+    name: String,
     disk: SimDisk,
+    conditions: Conditions,
+    speed: f64,
     boot: u64,
+    casualties: Casualties,
+    witness: Witness,
 }
 
 impl Boot {
     async fn run(self) -> turmoil::Result {
-        let Self { shared, name, disk, boot } = self;
-        let environment = environment(shared.seed_of(name.as_str(), boot), &disk, shared.weather);
+        let Self { cluster, name, disk, conditions, speed, boot, casualties, witness } = self;
+        witness.tell(Fact::Started);
+        let seed = cluster.seed_of(&name, boot);
+        let environment = environment(seed, disk.life(), &conditions, speed, &witness);
         let config = NodeConfig {
-            cluster: shared.config.clone(),
-            name: name.clone(),
-            credentials: shared.credentials(name.as_str()),
+            cluster: cluster.config.clone(),
+            name: NodeName::new(&name)?,
+            credentials: cluster.credentials(&name, &conditions),
         };
-        let mut node: Node = start(config, environment).await?;
-        trace::line(format_args!("{name} started as node {}", node.id()));
-        node.ended().await;
-        Err(format!("all roles of {name} have ended").into())
+        match start(config, environment).await {
+            Ok(node) => {
+                let mut node: Node = node;
+                trace::line(format_args!("started as node {}", node.id()));
+                node.ended().await;
+                trace::line(format_args!("all its roles have ended"));
+            }
+            Err(error) => trace::line(format_args!("did not start: {error}")),
+        }
+        // The process ends. The world tears down what it left.
+        disk.crash();
+        casualties.add(&name);
+        std::future::pending().await
+    }
+}
+
+/// A client, once one can be had.
+pub async fn connect(connector: &Connector) -> Client {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        match connector.connect(attempt).await {
+            Ok(client) => return client,
+            Err(error) => trace::line(format_args!("no client yet: {error}")),
+        }
     }
 }

@@ -73,9 +73,8 @@ pub async fn serve(
     loop {
         let published = source.borrow_and_update().clone();
         // The first update may change nothing: it tells the watcher that this node is as far as it is.
-        let is_news = |view: &View| {
-            has.is_none_or(|has| view.epoch > has || sent_view.is_none() && view.epoch == has)
-        };
+        let is_news =
+            |view: &View| has.is_none_or(|has| view.epoch > has || sent_view.is_none() && view.epoch == has);
         if let Some(view) = published.view.as_ref().filter(|view| is_news(view)) {
             let is_equal = has == Some(view.epoch);
             let view = only(view.clone(), models);

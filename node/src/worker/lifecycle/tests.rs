@@ -26,6 +26,7 @@ fn states(now: Instant) -> Vec<(String, State)> {
         live,
         fetch_failures: 2,
         damaged: DAMAGED_MAX - 1,
+        damage: Some("torn".to_owned()),
         load_failures: LOAD_TRIES_MAX - 1,
         deaths: vec![now; DEATHS_MAX - 1],
     };

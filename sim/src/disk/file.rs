@@ -1,0 +1,174 @@
+//! A database file whose unsynced writes may be lost.
+
+use std::io;
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+use redb::StorageBackend;
+
+use super::{Inner, Life, Operation, Permit, dead};
+
+/// What a disk writes as one, unless it tears.
+pub(super) const SECTOR_BYTES: usize = 512;
+/// Of the sectors that a crash meets, those that are written in part.
+const TORN: f64 = 0.1;
+
+/// A file whose unsynced writes may be lost.
+#[derive(Default)]
+pub(super) struct File {
+    durable: Vec<u8>,
+    /// What the running process reads.
+    current: Vec<u8>,
+    pending: Vec<Pending>,
+    open: bool,
+}
+
+enum Pending {
+    Length(usize),
+    Write(usize, Vec<u8>),
+}
+
+impl File {
+    pub(super) fn durable(&self) -> &[u8] {
+        &self.durable
+    }
+
+    /// Decides what of the unsynced writes is kept, sector by sector.
+    pub(super) fn crash(&mut self, rng: &mut StdRng) {
+        for pending in std::mem::take(&mut self.pending) {
+            match pending {
+                Pending::Length(length) => self.durable.resize(length, 0),
+                Pending::Write(offset, bytes) => {
+                    for (i, sector) in bytes.chunks(SECTOR_BYTES).enumerate() {
+                        let at = offset + i * SECTOR_BYTES;
+                        if rng.random_bool(TORN) {
+                            let torn = rng.random_range(0..sector.len());
+                            write_at(&mut self.durable, at, &sector[..torn]);
+                        } else if rng.random() {
+                            write_at(&mut self.durable, at, sector);
+                        }
+                    }
+                }
+            }
+        }
+        self.current = self.durable.clone();
+        self.open = false;
+    }
+
+    fn sync(&mut self) {
+        for pending in std::mem::take(&mut self.pending) {
+            match pending {
+                Pending::Length(length) => self.durable.resize(length, 0),
+                Pending::Write(offset, bytes) => write_at(&mut self.durable, offset, &bytes),
+            }
+        }
+    }
+}
+
+fn write_at(file: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
+    if file.len() < offset + bytes.len() {
+        file.resize(offset + bytes.len(), 0);
+    }
+    file[offset..offset + bytes.len()].copy_from_slice(bytes);
+}
+
+/// Opens a database file, which is made when there is none.
+pub(super) fn open(life: &Life, name: &str) -> io::Result<Box<dyn StorageBackend>> {
+    let mut inner = life.disk.lock();
+    inner.begin(life.number, Operation::Read)?;
+    let file = inner.databases.entry(name.to_owned()).or_default();
+    if std::mem::replace(&mut file.open, true) {
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("{name} is open already")));
+    }
+    Ok(Box::new(Handle { life: life.clone(), name: name.to_owned() }))
+}
+
+/// An open database file.
+#[derive(Debug)]
+struct Handle {
+    life: Life,
+    name: String,
+}
+
+impl Handle {
+    /// Changes the file; nothing happens after a crash.
+    fn change(&self, operation: Operation, change: impl FnOnce(&mut File, Part)) -> io::Result<()> {
+        let mut inner = self.life.disk.lock();
+        let permit = inner.begin(self.life.number, operation)?;
+        let (part, how) = match permit {
+            Permit::Go => {
+                change(self.file(&mut inner)?, Part::Whole);
+                return Ok(());
+            }
+            Permit::Half => (Part::Half, "half-way through a write"),
+            Permit::Last => (Part::Whole, "after it wrote"),
+        };
+        change(self.file(&mut inner)?, part);
+        inner.fall(how);
+        Err(dead())
+    }
+
+    fn file<'a>(&self, inner: &'a mut Inner) -> io::Result<&'a mut File> {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, self.name.clone());
+        inner.databases.get_mut(&self.name).ok_or_else(missing)
+    }
+}
+
+/// How much of a change is made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Half,
+    Whole,
+}
+
+impl StorageBackend for Handle {
+    fn len(&self) -> io::Result<u64> {
+        let mut inner = self.life.disk.lock();
+        inner.begin(self.life.number, Operation::Read)?;
+        Ok(self.file(&mut inner)?.current.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let mut inner = self.life.disk.lock();
+        inner.begin(self.life.number, Operation::Read)?;
+        let range = offset as usize..offset as usize + out.len();
+        let short = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        out.copy_from_slice(self.file(&mut inner)?.current.get(range).ok_or_else(short)?);
+        inner.blemish(out);
+        Ok(())
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        let grows = length > self.len()?;
+        let operation = if grows { Operation::Grow } else { Operation::Write };
+        self.change(operation, |file, _| {
+            file.current.resize(length as usize, 0);
+            file.pending.push(Pending::Length(length as usize));
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        // Half a sync leaves the writes to the crash that follows.
+        self.change(Operation::Write, |file, part| {
+            if part == Part::Whole {
+                file.sync();
+            }
+        })
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.change(Operation::Write, |file, part| {
+            let data = if part == Part::Half { &data[..data.len() / 2] } else { data };
+            write_at(&mut file.current, offset as usize, data);
+            file.pending.push(Pending::Write(offset as usize, data.to_vec()));
+        })
+    }
+
+    fn close(&self) -> io::Result<()> {
+        let mut inner = self.life.disk.lock();
+        if inner.life == self.life.number {
+            self.file(&mut inner)?.open = false;
+        }
+        Ok(())
+    }
+}

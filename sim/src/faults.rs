@@ -1,0 +1,340 @@
+//! What is done to a world while faults come, and its mending at their end.
+//!
+//! A quorum of coordinators always keeps its data: only as many as a group can lose for good are ever wiped, or read
+//! flipped bits of their databases, which may make a damaged page durable. Everything else strikes everyone.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{RngExt, SeedableRng};
+
+use crate::condition::{Condition, Weather};
+use crate::disk::{Counts, DiskFaults, Moment, Trap};
+use crate::plan::{Kind, Plan};
+use crate::world::World;
+
+/// Inflicts the faults of a plan.
+pub struct Injector {
+    rng: StdRng,
+    kinds: Vec<(Kind, Duration)>,
+    /// When each kind comes next.
+    next: Vec<Duration>,
+    /// What ends by itself, and when.
+    ends: Vec<(Duration, Ending)>,
+    /// The coordinators that may lose their data.
+    doomed: BTreeSet<String>,
+    /// Those that did, or may have.
+    lost: BTreeSet<String>,
+    wiped: BTreeSet<String>,
+    /// Nodes that start late, and when.
+    late: Vec<(Duration, String)>,
+    latency: Duration,
+}
+
+/// What ends by itself.
+#[derive(Debug, Clone, PartialEq)]
+enum Ending {
+    Join(String, String),
+    Latency(String, String),
+    Calm(String),
+    Disk(String),
+}
+
+impl Injector {
+    /// The faults that `plan` draws, in the order that `seed` draws.
+    pub fn new(seed: u64, plan: &Plan) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0xfa17_5eed);
+        let coordinators = plan.shape.nodes.iter().filter(|node| node.coordinator);
+        let mut coordinators: Vec<String> = coordinators.map(|node| node.name.clone()).collect();
+        coordinators.shuffle(&mut rng);
+        coordinators.truncate((coordinators.len() - 1) / 2);
+        let late = plan.shape.nodes.iter().filter(|node| node.starts_after > Duration::ZERO);
+        let kinds = plan.faults.clone();
+        let next = kinds.iter().map(|(_, mean)| exponential(&mut rng, *mean)).collect();
+        Self {
+            rng,
+            kinds,
+            next,
+            ends: Vec::new(),
+            doomed: coordinators.into_iter().collect(),
+            lost: BTreeSet::new(),
+            wiped: BTreeSet::new(),
+            late: late.map(|node| (node.starts_after, node.name.clone())).collect(),
+            latency: plan.shape.latency_max,
+        }
+    }
+
+    /// The coordinators whose data may be gone.
+    pub fn lost(&self) -> &BTreeSet<String> {
+        &self.lost
+    }
+
+    /// The coordinators whose data is gone.
+    pub fn wiped(&self) -> &BTreeSet<String> {
+        &self.wiped
+    }
+
+    /// Does what is due.
+    pub fn step(&mut self, world: &mut World) {
+        let now = world.elapsed();
+        while let Some(i) = self.ends.iter().position(|(at, _)| *at <= now) {
+            let (_, ending) = self.ends.remove(i);
+            self.end(world, ending);
+        }
+        while let Some(i) = self.late.iter().position(|(at, _)| *at <= now) {
+            let (_, node) = self.late.remove(i);
+            self.start_slowly(world, node);
+        }
+        for i in 0..self.kinds.len() {
+            if self.next[i] <= now {
+                let (kind, mean) = self.kinds[i];
+                self.next[i] = now + exponential(&mut self.rng, mean);
+                self.strike(world, kind);
+            }
+        }
+    }
+
+    /// Ends all faults: whatever is down starts, and all that went wrong but data that is lost is well again.
+    pub fn heal(&mut self, world: &mut World) {
+        for (_, ending) in std::mem::take(&mut self.ends) {
+            self.end(world, ending);
+        }
+        let hosts = world.hosts();
+        for (i, a) in hosts.iter().enumerate() {
+            world.change(a, |condition| *condition = Condition::default());
+            hosts[i + 1..].iter().for_each(|b| world.repair(a, b));
+        }
+        let nodes: Vec<String> = world.nodes().map(str::to_owned).collect();
+        for node in nodes {
+            world.set_trap(&node, None);
+            world.set_disk_faults(&node, DiskFaults::default());
+            // An operator starts anew what its disk let down: a role that ended, a version that was given up.
+            if world.is_up(&node) && (world.met_failures(&node) || world.shape_of(&node).worker) {
+                world.crash(&node, Some(Duration::from_millis(500)));
+            } else {
+                world.restart(&node);
+            }
+        }
+    }
+
+    fn end(&mut self, world: &mut World, ending: Ending) {
+        match ending {
+            Ending::Join(a, b) => world.repair(&a, &b),
+            Ending::Latency(a, b) => world.set_latency_max(&a, &b, self.latency),
+            Ending::Calm(host) => {
+                world.change(&host, |condition| {
+                    // A clock stays off.
+                    *condition = Condition { skew_ms: condition.skew_ms, ..Condition::default() };
+                });
+            }
+            Ending::Disk(node) => world.set_disk_faults(&node, DiskFaults::default()),
+        }
+    }
+
+    fn after(&mut self, world: &World, seconds: std::ops::Range<f64>, ending: Ending) {
+        let lasts = Duration::from_secs_f64(self.rng.random_range(seconds));
+        self.ends.push((world.elapsed() + lasts, ending));
+    }
+
+    fn node(&mut self, world: &World) -> String {
+        let nodes: Vec<&str> = world.nodes().collect();
+        nodes.choose(&mut self.rng).map(|node| (*node).to_owned()).unwrap_or_default()
+    }
+
+    fn host(&mut self, world: &World) -> String {
+        world.hosts().choose(&mut self.rng).cloned().unwrap_or_default()
+    }
+
+    fn downtime(&mut self) -> Duration {
+        // Mostly a restart, sometimes a long absence.
+        let longest = if self.rng.random_bool(0.15) { 20.0 } else { 3.0 };
+        Duration::from_secs_f64(self.rng.random_range(0.1..longest))
+    }
+
+    fn strike(&mut self, world: &mut World, kind: Kind) {
+        match kind {
+            Kind::Crash => {
+                let (node, down) = (self.node(world), self.downtime());
+                world.crash(&node, Some(down));
+            }
+            Kind::Trap => self.trap(world),
+            Kind::PowerFailure => self.power_failure(world),
+            Kind::Isolate => {
+                let host = self.host(world);
+                self.part(world, &[host]);
+            }
+            Kind::Split => {
+                let mut hosts = world.hosts();
+                hosts.shuffle(&mut self.rng);
+                hosts.truncate(hosts.len() / 2);
+                self.part(world, &hosts);
+            }
+            Kind::Depose => self.depose(world),
+            Kind::OneWay => self.one_way(world),
+            Kind::SlowLink => {
+                let (a, b) = (self.host(world), self.host(world));
+                if a != b {
+                    let latency = Duration::from_millis(self.rng.random_range(50..400));
+                    world.set_latency_max(&a, &b, latency);
+                    self.after(world, 1.0..8.0, Ending::Latency(a, b));
+                }
+            }
+            Kind::Storm => {
+                let weather = Weather {
+                    loss: self.rng.random_range(0.0..0.3),
+                    duplication: self.rng.random_range(0.0..0.3),
+                };
+                let host = self.host(world);
+                world.change(&host, |condition| condition.weather = weather);
+                self.after(world, 1.0..6.0, Ending::Calm(host));
+            }
+            Kind::SlowDisk => {
+                let (node, factor) = (self.node(world), self.rng.random_range(5.0..150.0));
+                world.change(&node, |condition| condition.slow_disk = factor);
+                self.after(world, 1.0..8.0, Ending::Calm(node));
+            }
+            Kind::SlowCompute => {
+                let (node, factor) = (self.node(world), self.rng.random_range(5.0..200.0));
+                world.change(&node, |condition| condition.slow_compute = factor);
+                self.after(world, 1.0..5.0, Ending::Calm(node));
+            }
+            Kind::Panic => {
+                let node = self.node(world);
+                world.change(&node, |condition| condition.panics += 1);
+            }
+            Kind::Skew => {
+                let (host, skew) = (self.host(world), self.rng.random_range(-600_000..600_000));
+                world.change(&host, |condition| condition.skew_ms = skew);
+            }
+            Kind::FailDisk => {
+                let rate = [0.3, 0.03, 0.003].choose(&mut self.rng).copied().unwrap_or_default();
+                let (read, write) = (self.rng.random_bool(0.3), self.rng.random_bool(0.7));
+                let fault = |fails| if fails { rate } else { 0.0 };
+                let faults =
+                    DiskFaults { fail_read: fault(read), fail_write: fault(write), ..DiskFaults::default() };
+                self.spoil(world, faults);
+            }
+            Kind::FullDisk => self.spoil(world, DiskFaults { full: true, ..DiskFaults::default() }),
+            Kind::Flip => {
+                let node = self.node(world);
+                let shape = world.shape_of(&node);
+                if shape.coordinator {
+                    // A worker that shares a process with a lost coordinator would be lost with it.
+                    if shape.worker || !self.doomed.contains(&node) {
+                        return;
+                    }
+                    self.lost.insert(node.clone());
+                }
+                let flip = [0.5, 0.05, 0.005].choose(&mut self.rng).copied().unwrap_or_default();
+                world.set_disk_faults(&node, DiskFaults { flip, ..DiskFaults::default() });
+                // What starts reads everything that it has.
+                if self.rng.random() {
+                    world.crash(&node, Some(Duration::from_millis(200)));
+                }
+                self.after(world, 0.5..5.0, Ending::Disk(node));
+            }
+            Kind::Wipe => self.wipe(world),
+        }
+    }
+
+    /// A machine that joins may be slow at first, with all that it has to fetch.
+    fn start_slowly(&mut self, world: &World, node: String) {
+        if self.rng.random_bool(0.6) {
+            let factor = self.rng.random_range(50.0..300.0);
+            world.change(&node, |condition| condition.slow_compute = factor);
+            self.after(world, 4.0..10.0, Ending::Calm(node));
+        }
+    }
+
+    fn trap(&mut self, world: &mut World) {
+        let node = self.node(world);
+        let moment = [Moment::Before, Moment::During, Moment::After];
+        let moment = moment.choose(&mut self.rng).copied().unwrap_or(Moment::Before);
+        let (counts, within) =
+            if self.rng.random_bool(0.7) { (Counts::Writes, 40) } else { (Counts::Packets, 400) };
+        let after = self.rng.random_range(0..within);
+        world.set_trap(&node, Some(Trap { after, moment, counts }));
+    }
+
+    fn power_failure(&mut self, world: &mut World) {
+        let everyone = self.rng.random_bool(0.5);
+        let strikes = |node: &&str| everyone || world.shape_of(node).coordinator;
+        let nodes: Vec<String> = world.nodes().filter(strikes).map(str::to_owned).collect();
+        for node in nodes {
+            let down = Duration::from_secs_f64(self.rng.random_range(0.1..3.0));
+            world.crash(&node, Some(down));
+        }
+    }
+
+    /// Parts some hosts from all others, for a while.
+    fn part(&mut self, world: &World, side: &[String]) {
+        let lasts = world.elapsed() + Duration::from_secs_f64(self.rng.random_range(0.5..8.0));
+        for a in side {
+            for b in world.hosts().into_iter().filter(|b| !side.contains(b)) {
+                world.partition(a, &b);
+                self.ends.push((lasts, Ending::Join(a.clone(), b)));
+            }
+        }
+    }
+
+    /// Parts the leader, as many coordinators as are too few to elect another, and half of the clients from the rest.
+    fn depose(&mut self, world: &World) {
+        let Some(leader) = world.leader() else { return };
+        let is_coordinator = |name: &str| world.shape_of(name).coordinator;
+        let others = world.nodes().filter(|name| is_coordinator(name) && *name != leader);
+        let mut others: Vec<String> = others.map(str::to_owned).collect();
+        others.shuffle(&mut self.rng);
+        others.truncate(others.len() / 2 - 1);
+        let clients: Vec<String> = world.clients().map(str::to_owned).collect();
+        let with = clients.into_iter().filter(|_| self.rng.random_bool(0.5));
+        let side: Vec<String> = [leader].into_iter().chain(others).chain(with).collect();
+        self.part(world, &side);
+    }
+
+    fn one_way(&mut self, world: &World) {
+        let (from, toward) = (self.host(world), self.rng.random_bool(0.5));
+        let lasts = world.elapsed() + Duration::from_secs_f64(self.rng.random_range(0.5..8.0));
+        for to in world.hosts().into_iter().filter(|to| *to != from) {
+            if self.rng.random_bool(0.5) {
+                let (a, b) = if toward { (&from, &to) } else { (&to, &from) };
+                world.partition_oneway(a, b);
+                self.ends.push((lasts, Ending::Join(from.clone(), to)));
+            }
+        }
+    }
+
+    fn spoil(&mut self, world: &World, faults: DiskFaults) {
+        let node = self.node(world);
+        world.set_disk_faults(&node, faults);
+        self.after(world, 0.2..4.0, Ending::Disk(node));
+    }
+
+    /// Takes a coordinator's databases or its whole folder. Before it knows its cluster it has nothing to forget.
+    fn wipe(&mut self, world: &mut World) {
+        let doomed: Vec<String> = self.doomed.iter().cloned().collect();
+        let Some(node) = doomed.choose(&mut self.rng).cloned() else { return };
+        let identity = world.disk(&node).small("identity.toml").unwrap_or_default();
+        let belongs = String::from_utf8_lossy(&identity).contains("cluster");
+        if !belongs || self.wiped.contains(&node) {
+            return;
+        }
+        world.crash(&node, None);
+        if world.is_up(&node) {
+            return;
+        }
+        // A worker of a new identity has to wait until its old one is out.
+        let whole = self.rng.random_bool(0.4) && !world.shape_of(&node).worker;
+        world.wipe(&node, whole);
+        self.lost.insert(node.clone());
+        self.wiped.insert(node.clone());
+        world.restart(&node);
+    }
+}
+
+/// A time until something that comes once in `mean`.
+pub fn exponential(rng: &mut StdRng, mean: Duration) -> Duration {
+    let share: f64 = rng.random_range(f64::EPSILON..1.0);
+    mean.mul_f64(-share.ln())
+}

@@ -1,0 +1,99 @@
+//! A version is not dropped before others serve it: when a worker unloads one of its own will, another serves it, unless one
+//! that served it was lost meanwhile, or nobody needs it any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use roost_protocol::view::{NodeState, View};
+
+use super::Invariant;
+use crate::facts::Fact;
+
+/// How old the news of another's readiness may be by which a worker lets go: a broken watch notices after its idle timeout and
+/// dials anew, a leader's death takes an election and a settling.
+const NEWS: Duration = Duration::from_secs(15);
+
+/// A stable version always has a serving replica while one lives.
+#[derive(Default)]
+pub struct AlwaysServing {
+    /// Who serves each version.
+    serving: BTreeMap<String, BTreeSet<String>>,
+    /// When a server of each was lost last, against its will.
+    lost: BTreeMap<String, Duration>,
+    /// When each host began to drain a version.
+    draining: BTreeMap<(String, String), Duration>,
+    /// The newest view.
+    view: Option<std::sync::Arc<View>>,
+}
+
+impl AlwaysServing {
+    fn lose(&mut self, host: &str, version: &str, at: Duration) {
+        if self.serving.get_mut(version).is_some_and(|hosts| hosts.remove(host)) {
+            self.lost.insert(version.to_owned(), at);
+        }
+    }
+
+    /// Whether the newest view anyone has seen has the version as its model's stable one, and a node that may own it.
+    fn is_needed(&self, version: &str) -> bool {
+        let Some(view) = &self.view else { return false };
+        let owning = view.nodes.values().any(|node| node.state == NodeState::Active);
+        let stable =
+            view.models.iter().any(|(name, model)| format!("{name}@{}", model.traffic.stable) == version);
+        owning && stable
+    }
+}
+
+impl Invariant for AlwaysServing {
+    fn name(&self) -> &'static str {
+        "a stable version is always served"
+    }
+
+    fn watch(&mut self, at: Duration, host: &str, fact: &Fact) -> Result<(), String> {
+        match fact {
+            Fact::Saw(published) => {
+                let newer =
+                    published.view.as_ref().map(|view| view.epoch) > self.view.as_ref().map(|v| v.epoch);
+                if newer {
+                    self.view = published.view.clone();
+                }
+            }
+            Fact::Died => {
+                let versions: Vec<String> = self.serving.keys().cloned().collect();
+                versions.iter().for_each(|version| self.lose(host, version, at));
+                self.draining.retain(|(drains, _), _| drains != host);
+            }
+            Fact::ActorDied { version } => self.lose(host, version, at),
+            Fact::Moved { version, to } => return self.moved(at, host, version, to),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl AlwaysServing {
+    fn moved(&mut self, at: Duration, host: &str, version: &str, to: &str) -> Result<(), String> {
+        let drain = (host.to_owned(), version.to_owned());
+        match to {
+            "Ready" => {
+                self.draining.remove(&drain);
+                self.serving.entry(version.to_owned()).or_default().insert(host.to_owned());
+            }
+            "Draining" => {
+                self.draining.insert(drain, at);
+            }
+            "Unloaded" => {
+                let since = self.draining.remove(&drain).unwrap_or(at);
+                let others = self.serving.entry(version.to_owned()).or_default();
+                if !others.remove(host) || !others.is_empty() || !self.is_needed(version) {
+                    return Ok(());
+                }
+                let lost = self.lost.get(version).is_some_and(|lost| *lost + NEWS >= since);
+                if !lost {
+                    return Err(format!("{host} dropped {version}, which nobody else serves"));
+                }
+            }
+            _ => self.lose(host, version, at),
+        }
+        Ok(())
+    }
+}

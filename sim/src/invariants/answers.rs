@@ -1,0 +1,38 @@
+//! An answer is bit-equal to what the model of its version's digest computes.
+
+use std::collections::BTreeMap;
+
+use roost_protocol::{Digest, ModelName};
+
+use super::{End, Invariant};
+use crate::engine::expected;
+use crate::history::Return;
+
+/// Answers are those of the model that they name.
+#[derive(Default)]
+pub struct Answers;
+
+impl Invariant for Answers {
+    fn name(&self) -> &'static str {
+        "answers are their model's"
+    }
+
+    fn judge(&mut self, end: &End) -> Result<(), String> {
+        let mut versions: BTreeMap<(&ModelName, u32), Digest> = BTreeMap::new();
+        for op in &end.ops {
+            if let Some((_, Return::Versions(read))) = &op.returned {
+                versions.extend(read.iter().map(|made| ((&op.model, made.version.0), made.digest)));
+            }
+        }
+        for answer in &end.answers {
+            let digest = versions.get(&(answer.target.model(), answer.version.0));
+            let digest = digest.ok_or_else(|| format!("{answer:?} is of a version that nobody pushed"))?;
+            let model = end.models.get(digest).ok_or_else(|| format!("{answer:?} is of unknown bytes"))?;
+            let right = expected(model, answer.x).map(Vec::from);
+            if right.as_ref() != Some(&answer.y) {
+                return Err(format!("{answer:?} should be {right:?}"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,163 @@
+//! The auditor: once faults have ended, it waits until everything has converged.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use roost_client::Client;
+use roost_protocol::messages::control::{Answer, Query, RolloutState};
+use roost_protocol::placement::owners;
+use roost_protocol::quic::bundles::BundleStore;
+use roost_protocol::view::{Published, Stage, View};
+use roost_protocol::{ModelName, Target};
+
+use super::operator::Operator;
+use super::{Phase, Workload, user};
+use crate::disk::SimFiles;
+use crate::history::Call;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Waits for the liveness phase, then looks until all is as it should be.
+pub(super) async fn audit(workload: &Workload, client: &Client, host: &str) {
+    workload.until(Phase::Liveness).await;
+    loop {
+        match look(workload, client, host).await {
+            Ok(published) => {
+                *workload.0.last.borrow_mut() = published;
+                *workload.0.missing.borrow_mut() = None;
+                return std::future::pending().await;
+            }
+            Err(missing) => *workload.0.missing.borrow_mut() = Some(missing),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn look(workload: &Workload, client: &Client, host: &str) -> Result<Published, String> {
+    let cluster = match client.control().query(Query::Cluster).await {
+        Ok(Answer::Cluster(cluster)) => cluster,
+        Ok(_) => return Err("the cluster's query had another answer".to_owned()),
+        Err(error) => return Err(format!("the cluster does not answer: {error}")),
+    };
+    if !cluster.soft.settled {
+        return Err("the leader has not settled".to_owned());
+    }
+    let published = client.published().borrow().clone();
+    let view = published.view.clone().ok_or("the auditor has no view")?;
+    check_rollouts(client, &view).await?;
+    check_hosts(&published, &view)?;
+    check_clients(workload, &published)?;
+    check_coordinators(workload)?;
+    check_bundles(workload, &view).await?;
+    for name in view.models.keys() {
+        let mut rng = StdRng::seed_from_u64(view.epoch.index);
+        let (target, key) = (Target::Split(name.clone()), Some("audit"));
+        if let Some(error) = user::ask_once(workload, client, host, target, key, &mut rng).await {
+            return Err(format!("{name} does not answer: {error}"));
+        }
+    }
+    // The last word on each model, for whoever checks what became of all operations.
+    let operator = Operator { workload, client, host, pushes: 0 };
+    for model in models(workload) {
+        for call in [Call::ReadModel, Call::ReadRollout, Call::ReadVersions] {
+            operator.run(&model, call).await;
+        }
+    }
+    let after = client.published().borrow().clone();
+    match after.view.as_ref().map(|view| view.epoch) == Some(view.epoch) {
+        true => Ok(after),
+        false => Err("the view still changes".to_owned()),
+    }
+}
+
+fn models(workload: &Workload) -> BTreeSet<ModelName> {
+    (0..workload.0.load.models).map(|i| workload.model(i)).collect()
+}
+
+/// A rollout whose target has its replicas runs.
+async fn check_rollouts(client: &Client, view: &View) -> Result<(), String> {
+    for model in view.models.keys() {
+        let summary = client.control().rollout(model).await.map_err(|error| error.to_string())?;
+        match summary.rollout.map(|rollout| rollout.state) {
+            None | Some(RolloutState::Running) => {}
+            Some(state) => return Err(format!("the rollout of {model} is {state:?}")),
+        }
+    }
+    Ok(())
+}
+
+/// Every owner serves what the view says, and nobody hosts anything else.
+fn check_hosts(published: &Published, view: &View) -> Result<(), String> {
+    let (ring, soft) = (view.ring(), &published.soft);
+    for (name, model) in &view.models {
+        for version in model.versions.keys() {
+            for owner in owners(view, &ring, name, *version) {
+                if !soft.serves(owner, name, *version) {
+                    let stage = soft.stage(owner, name, *version);
+                    let node = view.nodes.get(&owner).map(|node| node.name.clone());
+                    return Err(format!("{node:?} does not serve {name}@{version}: {stage:?}"));
+                }
+            }
+        }
+    }
+    for (id, report) in &soft.nodes {
+        for hosted in report.versions.iter().filter(|hosted| hosted.stage != Stage::Unloaded) {
+            if !owners(view, &ring, &hosted.model, hosted.version).contains(id) {
+                let node = view.nodes.get(id).map(|node| node.name.clone());
+                let (model, version, stage) = (&hosted.model, hosted.version, &hosted.stage);
+                return Err(format!("{node:?} still hosts {model}@{version}, {stage:?}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every client has the same view.
+fn check_clients(workload: &Workload, published: &Published) -> Result<(), String> {
+    for (client, theirs) in &*workload.0.followed.borrow() {
+        let theirs = theirs.borrow().view.clone();
+        if theirs != published.view {
+            let epoch = theirs.map(|view| view.epoch);
+            return Err(format!("{client} has the view of {epoch:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Every sound coordinator has applied all that any has.
+fn check_coordinators(workload: &Workload) -> Result<(), String> {
+    let applied = workload.0.witness.applied();
+    let last = applied.values().max();
+    let disks = workload.0.disks.borrow();
+    let mut sound = disks.iter().filter(|(_, (_, sound))| *sound).map(|(name, _)| name);
+    match sound.find(|name| applied.get(*name) != last) {
+        None => Ok(()),
+        Some(name) => Err(format!("{name} has applied {:?} of {last:?}", applied.get(name))),
+    }
+}
+
+/// Every sound coordinator holds every bundle that a version is made of.
+async fn check_bundles(workload: &Workload, view: &View) -> Result<(), String> {
+    let disks = workload.0.disks.borrow().clone();
+    for (node, (disk, _)) in disks.iter().filter(|(_, (_, sound))| *sound) {
+        let files: &dyn roost_node::environment::Files = &SimFiles::of(disk.life(), Duration::ZERO);
+        let store = files.bundles("bundles").map_err(|error| error.to_string())?;
+        let store = BundleStore::new(store);
+        for (name, model) in &view.models {
+            for (version, hosted) in &model.versions {
+                let list = store.list(&hosted.digest).await;
+                let whole = match &list {
+                    Ok(list) => store.missing(list).await.is_ok_and(|missing| missing.is_empty()),
+                    Err(_) => false,
+                };
+                if !whole {
+                    return Err(format!("{node} does not hold the bundle of {name}@{version}"));
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! Users, who ask for inference, with keys and without, by the traffic, by version and by label.
+
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use roost_client::Client;
+use roost_protocol::traffic::KeyHash;
+use roost_protocol::view::Model;
+use roost_protocol::{ModelName, ModelVersion, Target, Tensor};
+
+use super::Workload;
+use crate::engine::ROW;
+use crate::facts::Fact;
+use crate::faults::exponential;
+use crate::history::Answer;
+use crate::trace;
+
+/// What a user waits at most: longer than it takes to notice that a node died.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Requests that one user has in flight.
+const AT_ONCE: u64 = 3;
+
+/// Asks until the end.
+pub(super) async fn ask(workload: &Workload, client: &Client, host: &str, seed: u64) {
+    let one = |i: u64| one_after_the_other(workload, client, host, seed.wrapping_add(i));
+    futures::future::join_all((0..AT_ONCE).map(one)).await;
+}
+
+async fn one_after_the_other(workload: &Workload, client: &Client, host: &str, seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    loop {
+        let model = workload.model(rng.random_range(0..8));
+        let key = rng.random_bool(0.7).then(|| format!("key-{}", rng.random_range(0..workload.0.load.keys)));
+        let target = {
+            let view = client.published().borrow().view.clone();
+            let known = view.as_ref().and_then(|view| view.models.get(&model)).cloned();
+            target(&model, known.as_deref(), &mut rng)
+        };
+        ask_once(workload, client, host, target, key.as_deref(), &mut rng).await;
+        tokio::time::sleep(exponential(&mut rng, workload.0.load.ask)).await;
+    }
+}
+
+fn target(name: &ModelName, model: Option<&Model>, rng: &mut StdRng) -> Target {
+    let Some(model) = model.filter(|_| rng.random_bool(0.2)) else { return Target::Split(name.clone()) };
+    let labels: Vec<_> = model.labels.keys().collect();
+    if !labels.is_empty() && rng.random() {
+        let label = labels[rng.random_range(0..labels.len())];
+        return Target::Labelled(name.clone(), label.clone());
+    }
+    let versions: Vec<_> = model.versions.keys().collect();
+    let version = *versions[rng.random_range(0..versions.len())];
+    Target::Pinned(ModelVersion { model: name.clone(), version })
+}
+
+/// Asks once. Returns why there was no answer, if there was none.
+pub(super) async fn ask_once(
+    workload: &Workload,
+    client: &Client,
+    host: &str,
+    target: Target,
+    key: Option<&str>,
+    rng: &mut StdRng,
+) -> Option<String> {
+    let x: [f32; ROW] = std::array::from_fn(|_| rng.random_range(-64i32..64) as f32);
+    let tensor = Tensor::from_elements(&[1, ROW as u64], x.to_vec()).expect("four numbers are a row");
+    let asked_at = client.published().borrow().view.as_ref().map(|view| view.epoch);
+    let mut request = client.infer(target.clone()).input("x", tensor).deadline(DEADLINE);
+    if let Some(key) = key {
+        request = request.key(key);
+    }
+    let invoked = trace::now();
+    let response = match request.send().await {
+        Ok(response) => response,
+        Err(error) => {
+            trace::line(format_args!("no answer from {target}: {error}"));
+            workload.0.history.failed();
+            return Some(error.to_string());
+        }
+    };
+    let y = response.output("y").and_then(|y| y.elements::<f32>().ok().map(|y| y.to_vec()));
+    let answer = Answer {
+        client: host.to_owned(),
+        target,
+        key: key.map(|key| KeyHash::of(key.as_bytes())),
+        invoked,
+        returned: trace::now(),
+        asked_at,
+        version: response.version,
+        revision: response.revision,
+        epoch: response.epoch,
+        fallback: response.fallback,
+        node: response.node.to_string(),
+        x,
+        y: y.unwrap_or_default(),
+    };
+    let answer = workload.0.history.answered(answer);
+    workload.0.witness.tell(Fact::Answered(answer));
+    None
+}

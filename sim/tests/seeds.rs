@@ -1,0 +1,52 @@
+//! A hundred worlds, each a minute long, and every seed that once failed: no invariant is broken.
+
+#![expect(clippy::unwrap_used, reason = "what the tests share is test code too")]
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use roost_sim::run::{Options, run};
+
+/// Simulations at once.
+const JOBS: usize = 2;
+
+fn check(worlds: &[Options]) {
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..JOBS {
+            scope.spawn(|| {
+                while let Some(options) = worlds.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let report = run(*options);
+                    if report.failure.is_some() {
+                        println!("{report}");
+                        failed.lock().unwrap().push(report.seed);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    assert!(
+        failed.is_empty(),
+        "the seeds {failed:?} of {} failed; see above how to repeat them",
+        worlds.len()
+    );
+}
+
+/// `seeds/regression.txt`: a seed, the seconds with faults, and what was wrong.
+fn regressions() -> impl Iterator<Item = Options> {
+    let seeds = include_str!("../seeds/regression.txt").lines();
+    let seeds = seeds.map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    seeds.map(|line| {
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>());
+        let (seed, safety) = (numbers.next().unwrap().unwrap(), numbers.next().unwrap().unwrap());
+        Options { safety: Duration::from_secs(safety), ..Options::new(seed) }
+    })
+}
+
+/// One test, so that no more than [`JOBS`] simulations run at once.
+#[test]
+fn a_hundred_seeds_and_those_that_failed_once() {
+    check(&regressions().chain((0..100).map(Options::new)).collect::<Vec<_>>());
+}
