@@ -140,11 +140,14 @@ fn simulate(options: &Options, witness: &Witness, counts: &mut Counts) -> Result
     let ops = workload.ops();
     (counts.ops, counts.open) = (ops.len(), ops.iter().filter(|op| op.returned.is_none()).count());
     (counts.answers, counts.failures) = (workload.answers().len(), workload.failures());
-    let finished = result?;
-    if finished {
-        judge(world, &workload, &injector, witness)?;
-    }
-    Ok(())
+    let verdict =
+        result.and_then(
+            |finished| {
+                if finished { judge(&mut world, &workload, &injector, witness) } else { Ok(()) }
+            },
+        );
+    trace::deaf(|| drop(world));
+    verdict
 }
 
 /// Lives through both phases. Returns whether the run came to its end.
@@ -198,7 +201,7 @@ fn live(
 }
 
 fn judge(
-    mut world: World,
+    world: &mut World,
     workload: &Workload,
     injector: &Injector,
     witness: &Witness,

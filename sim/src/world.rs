@@ -103,7 +103,7 @@ impl World {
         });
         let mut host = Host { shape: shape.clone(), disk, conditions, up: true, restart: None, failures: 0 };
         if shape.starts_after > Duration::ZERO {
-            self.sim.crash(shape.name.as_str());
+            trace::deaf(|| self.sim.crash(shape.name.as_str()));
             (host.up, host.restart) = (false, Some(shape.starts_after));
         }
         self.nodes.insert(shape.name.clone(), host);
@@ -268,7 +268,7 @@ impl World {
         let Some(host) = self.nodes.get_mut(node).filter(|host| host.up) else { return };
         host.up = false;
         host.restart = down.map(|down| now + down);
-        self.sim.crash(node);
+        trace::deaf(|| self.sim.crash(node));
         self.witness.tell_of(node, &Fact::Died);
     }
 }
