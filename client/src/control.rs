@@ -14,7 +14,7 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use roost_protocol::frame::Kind;
 use roost_protocol::messages::control::{
-    Answer, Change, ControlRequest, ControlResponse, Done, Heartbeat, Query,
+    Answer, Change, ControlRequest, ControlResponse, Done, Heartbeat, Query, Reconfigure, Reconfigured,
 };
 use roost_protocol::quic::{Dialler, Links, Service};
 use roost_protocol::view::Published;
@@ -30,6 +30,8 @@ use search::{Search, Step};
 const DEADLINE_MS: u64 = 10_000;
 /// How long a change waits for the view that has it: a watch delivers within a round trip or two.
 const SEE_MS_MAX: u64 = 1_000;
+/// How long the leader may take to change who coordinates: two commits on slow disks, and what members lack is asked before.
+const RECONFIGURE_MS_MAX: u64 = 15_000;
 /// How long a heartbeat may take: less than the interval between two, so that they do not pile up.
 const HEARTBEAT_MS_MAX: u64 = 900;
 
@@ -181,6 +183,25 @@ impl Control {
         }
     }
 
+    /// Changes who coordinates, trying for as long as `limit`: while a learner lags it is not ready for a vote, and is asked
+    /// about again.
+    ///
+    /// # Errors
+    /// [`ControlError::MembersRefused`] when it makes no sense, [`ControlError::MembersNotReady`] when it had to wait for too
+    /// long.
+    pub async fn reconfigure(
+        &self,
+        asked: Reconfigure,
+        limit: Duration,
+    ) -> Result<Reconfigured, ControlError> {
+        let attempt = Duration::from_millis(RECONFIGURE_MS_MAX);
+        let mut search = Search::new(Instant::now() + limit, self.leader()).with_attempts_of(attempt);
+        match self.ask(&mut search, &ControlRequest::Reconfigure(asked)).await?.0 {
+            ControlResponse::Reconfigured(done) => Ok(done),
+            other => Err(unexpected("a change of who coordinates", &other)),
+        }
+    }
+
     /// Reports to the leader: one short attempt, and a second one at the leader that the first named. A
     /// report that does not arrive is followed by the next soon.
     ///
@@ -258,7 +279,8 @@ impl Control {
                 ControlResponse::Failed(error) => Err(error),
                 answer @ (ControlResponse::Done(_)
                 | ControlResponse::Answer(_)
-                | ControlResponse::Heard(_)) => Ok(answer),
+                | ControlResponse::Heard(_)
+                | ControlResponse::Reconfigured(_)) => Ok(answer),
             }
         };
         match tokio::time::timeout(within, ask).await {
@@ -307,6 +329,7 @@ fn unexpected(what: &str, response: &ControlResponse) -> ControlError {
         ControlResponse::Answer(_) => "an answer to another query",
         ControlResponse::Heard(_) => "a heartbeat's answer",
         ControlResponse::Failed(_) => "a refusal",
+        ControlResponse::Reconfigured(_) => "that who coordinates was changed",
     };
     ControlError::Malformed { what: format!("{what} was answered by {came}") }
 }

@@ -23,7 +23,7 @@ use roost_protocol::{ControlError, Digest, Epoch, NodeId};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::peer::{PeerRequest, PeerResponse};
+use crate::peer::{LACKS_MAX, PeerRequest, PeerResponse};
 use crate::shared::Shared;
 
 /// What a quorum gets to hold a bundle, besides the time that its bytes take at [`REPLICATION_BYTES_PER_S_MIN`].
@@ -175,10 +175,33 @@ async fn ask_to_hold(
         PeerResponse::Raft(_)
         | PeerResponse::Probed { .. }
         | PeerResponse::Control(_)
-        | PeerResponse::Heard => {
+        | PeerResponse::Heard
+        | PeerResponse::Lacks(_) => {
             Err(ControlError::Malformed { what: "another answer than to a request to hold".to_owned() })
         }
     }
+}
+
+/// Which of these bundles this coordinator does not hold.
+///
+/// # Errors
+/// [`ControlError::LimitExceeded`], or the store's.
+pub(crate) async fn lacks(shared: &Shared, bundles: &[Digest]) -> Result<Vec<Digest>, ControlError> {
+    if bundles.len() > LACKS_MAX {
+        let what = "bundles in one question".to_owned();
+        return Err(ControlError::LimitExceeded {
+            what,
+            max: LACKS_MAX as u64,
+            actual: bundles.len() as u64,
+        });
+    }
+    let mut lacking = Vec::new();
+    for digest in bundles {
+        if !shared.bundles.holds(digest).await.map_err(BundleStoreError::into_control)? {
+            lacking.push(*digest);
+        }
+    }
+    Ok(lacking)
 }
 
 /// Makes sure that this coordinator holds a bundle: its files are here already, or fetched from `holders`. That it is listed

@@ -32,9 +32,9 @@ const ROUNDS_SILENT: u32 = 10;
 
 /// What one other coordinator answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Probe {
-    node: NodeId,
-    initialised: bool,
+pub(crate) struct Probe {
+    pub node: NodeId,
+    pub initialised: bool,
     agrees: bool,
     /// Whether its group knows this coordinator; none while it does not know its group itself.
     member: Option<bool>,
@@ -184,7 +184,11 @@ async fn ask_all(shared: &Shared) -> Vec<(&GroupMember, Result<Probe, ControlErr
     join_all(others.map(|member| async move { (member, probe(shared, member).await) })).await
 }
 
-async fn probe(shared: &Shared, member: &GroupMember) -> Result<Probe, ControlError> {
+/// Asks a coordinator whether it belongs to a group.
+///
+/// # Errors
+/// [`ControlError::WrongNode`] when another is there; others when it does not answer.
+pub(crate) async fn probe(shared: &Shared, member: &GroupMember) -> Result<Probe, ControlError> {
     let GroupMember { name, address } = member;
     let link = shared.peers.to(address).await.map_err(|error| error.into_control(address))?;
     if link.peer.name.as_str() != name.as_str() || !link.peer.has_any(&[Role::Coordinator]) {
@@ -198,7 +202,11 @@ async fn probe(shared: &Shared, member: &GroupMember) -> Result<Probe, ControlEr
             Ok(Probe { node: node_of(&link.hello)?, initialised, agrees, member })
         }
         PeerResponse::Failed(error) => Err(error),
-        PeerResponse::Raft(_) | PeerResponse::Held | PeerResponse::Control(_) | PeerResponse::Heard => {
+        PeerResponse::Raft(_)
+        | PeerResponse::Held
+        | PeerResponse::Control(_)
+        | PeerResponse::Heard
+        | PeerResponse::Lacks(_) => {
             Err(ControlError::Malformed { what: "another answer than to a probe".to_owned() })
         }
     }

@@ -4,12 +4,11 @@ use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use openraft::async_runtime::WatchReceiver;
-use openraft::{Config, Instant, SnapshotPolicy};
+use openraft::{Config, SnapshotPolicy};
 use redb::StorageBackend;
 use roost_protocol::error::panic_text;
 use roost_protocol::quic::bundles::BundleStore;
@@ -26,11 +25,11 @@ use crate::raft::network::Network;
 use crate::raft::types::{Raft, Runtime};
 use crate::raft::{Log, Machine};
 use crate::shared::Shared;
-use crate::{artefact, bootstrap, leader, server};
+use crate::{artefact, bootstrap, leader, members, server};
 
 /// The leader is heard this often; a sixth of the shortest election timeout, so that loss of a few packets is no reason to
 /// elect another.
-const HEARTBEAT_MS: u64 = 100;
+pub(crate) const HEARTBEAT_MS: u64 = 100;
 /// Shorter elects faster after a death; longer spares elections on a stalled disk or a busy core.
 const ELECTION_MS_MIN: u64 = 600;
 /// Twice the shortest, so that two candidates rarely collide.
@@ -44,13 +43,6 @@ const SNAPSHOT_ENTRIES: u64 = 4_096;
 const KEEP_ENTRIES: u64 = 1_024;
 /// What a snapshot may take to a slow follower, besides the time for its bytes.
 const SNAPSHOT_MS_MAX: u64 = 30_000;
-/// Waiting for one follower to take over at a stop: a round trip, an fsync and an answer of each voter.
-const HAND_OVER: Duration = Duration::from_millis(500);
-/// Followers that are asked to take over at a stop, one after the other.
-const HEIRS_MAX: usize = 3;
-/// A follower that answered a heartbeat so lately is there to take over.
-const HEIR_HEARD: Duration = Duration::from_millis(3 * HEARTBEAT_MS);
-
 /// Who this coordinator is, and with whom it forms a group.
 #[derive(Debug, Clone)]
 pub struct CoordinatorConfig {
@@ -151,6 +143,7 @@ impl Coordinator {
                 clock,
                 published,
                 registry: Mutex::new(None),
+                members: tokio::sync::RwLock::new(()),
                 admitted: AtomicBool::new(
                     initialised || belonged.is_none() || roost_protocol::KnownBug::WipedVoterVotes.is_in(),
                 ),
@@ -173,6 +166,7 @@ impl Coordinator {
         spawn("leader", leader::run(shared.clone(), fresh_cluster).boxed());
         spawn("repair", artefact::repair(shared.clone()).boxed());
         spawn("sweep", artefact::sweep::run(shared.clone()).boxed());
+        spawn("compare", members::compare(shared.clone()).boxed());
         spawn("stop", stop_when_it_fails(shared.clone()).boxed());
         Ok(Self { shared, tasks, panicked })
     }
@@ -213,62 +207,16 @@ impl Coordinator {
     /// Hands leadership over if it has it and somebody can take it, stops, and closes the database.
     pub async fn stop(mut self) {
         if self.shared.leads().is_some() {
-            self.hand_over().await;
+            let heirs = members::heirs(&self.shared);
+            if !heirs.is_empty() && members::hand_over(&self.shared, &heirs).await.is_none() {
+                tracing::info!(candidates = heirs.len(), "nobody took over leadership");
+            }
         }
         if let Err(error) = self.shared.raft.shutdown().await {
             tracing::warn!(%error, "Raft did not stop cleanly");
         }
         self.tasks.shutdown().await;
         self.shared.disk.close().await;
-    }
-
-    async fn hand_over(&self) {
-        let heirs = self.heirs();
-        if heirs.is_empty() {
-            return;
-        }
-        for heir in heirs.iter().take(HEIRS_MAX) {
-            if self.shared.raft.trigger().transfer_leader(heir.0).await.is_err() {
-                return;
-            }
-            let mut metrics = self.shared.raft.server_metrics();
-            // Until the heir is heard as the leader: it may need this coordinator's vote.
-            let handed_over = async {
-                while metrics
-                    .borrow_watched()
-                    .current_leader
-                    .is_none_or(|leader| leader == self.shared.node.0)
-                {
-                    if metrics.changed().await.is_err() {
-                        return;
-                    }
-                }
-            };
-            if tokio::time::timeout(HAND_OVER, handed_over).await.is_ok() {
-                return;
-            }
-        }
-        tracing::info!(candidates = heirs.len(), "nobody took over leadership");
-    }
-
-    /// The other voters that answer at present, those with the most entries first.
-    fn heirs(&self) -> Vec<NodeId> {
-        let metrics = self.shared.raft.data_metrics();
-        let metrics = metrics.borrow_watched();
-        let (Some(heard), Some(replicated)) = (&metrics.heartbeat, &metrics.replication) else {
-            return Vec::new();
-        };
-        let answers = |id: &NodeId| {
-            let heard = heard.get(&id.0).and_then(|heard| *heard);
-            heard.is_some_and(|at| at.elapsed() < HEIR_HEARD)
-        };
-        let others = self.shared.machine.state(|state| {
-            let others = state.coordinators().iter().filter(|(id, c)| c.voter && **id != self.shared.node);
-            others.map(|(id, _)| *id).filter(answers).collect::<Vec<NodeId>>()
-        });
-        let mut heirs = others;
-        heirs.sort_by_key(|id| std::cmp::Reverse(replicated.get(&id.0).and_then(|last| *last)));
-        heirs
     }
 }
 

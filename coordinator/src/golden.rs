@@ -76,8 +76,8 @@ variants! {
         RemoveLabel, Join, Drain, NodeOut, Exclude, Collect, Refuse,
     }
     EntryPayload<Proposal, u64, Member>, Entry { Blank, Normal, Membership }
-    PeerRequest, PeerRequest { Raft, Probe, Hold, Forward, Soft }
-    PeerResponse, PeerResponse { Raft, Probed, Held, Control, Heard, Failed }
+    PeerRequest, PeerRequest { Raft, Probe, Hold, Forward, Soft, Lacks }
+    PeerResponse, PeerResponse { Raft, Probed, Held, Control, Heard, Failed, Lacks }
     RaftMessage, RaftMessage { Append, Vote, PreVote, Snapshot, TransferLeader }
     RaftAnswer, RaftAnswer { Appended, AppendedTo, Conflict, HigherVote, Vote, Installed, Transfer }
 }
@@ -398,6 +398,7 @@ fn peer_requests() -> Vec<PeerRequest> {
             }),
         },
         PeerRequest::Soft(Box::new(soft())),
+        PeerRequest::Lacks { bundles: vec![files().digest()] },
     ]
 }
 
@@ -416,6 +417,7 @@ fn peer_responses() -> Vec<PeerResponse> {
         PeerResponse::Control(Box::new(done)),
         PeerResponse::Heard,
         PeerResponse::Failed(ControlError::NotLeader { leader: None }),
+        PeerResponse::Lacks(vec![files().digest()]),
     ]
 }
 

@@ -18,6 +18,7 @@ use roost_protocol::{ClusterId, NodeId, Term};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::liveness::Registry;
+use crate::members;
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::planner::{self, Outlook};
 use crate::shared::Shared;
@@ -161,6 +162,7 @@ async fn govern(shared: &Shared, fresh: ClusterId) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
+        members::finish(shared).await;
         let commands = match shared.cluster() {
             None => vec![Command::Initialise { cluster: fresh }],
             Some(_) => plans(shared),

@@ -5,7 +5,7 @@
 //! - [`planner`]: what the leader proposes by itself. Pure. [`liveness`]: who is heard. Pure.
 //! - [`raft`]: the shell that makes entries agreed on and durable; nothing else names openraft's storage and network.
 //! - [`coordinator`]: the role, started and stopped. Inside it: the server's answers, the leader's work, the holding and the
-//!   removal of bundles, and the forming of a new group.
+//!   removal of bundles, the forming of a new group, and the change of who is of it.
 //! - [`peer`]: what coordinators say to each other.
 
 mod artefact;
@@ -15,6 +15,7 @@ pub mod coordinator;
 mod golden;
 mod leader;
 pub mod liveness;
+mod members;
 pub mod peer;
 pub mod planner;
 pub mod raft;

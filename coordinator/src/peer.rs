@@ -3,7 +3,7 @@
 use roost_protocol::bundle::FileList;
 use roost_protocol::messages::control::{ControlRequest, ControlResponse};
 use roost_protocol::view::SoftState;
-use roost_protocol::{ClusterId, ControlError, NodeId};
+use roost_protocol::{ClusterId, ControlError, Digest, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::coordinator::GroupMember;
@@ -40,7 +40,15 @@ pub enum PeerRequest {
     },
     /// The leader's soft state, to be served beside the view. Answered by [`PeerResponse::Heard`].
     Soft(Box<SoftState>),
+    /// Which of these bundles this coordinator does not hold. Answered by [`PeerResponse::Lacks`].
+    Lacks {
+        /// The bundles; at most [`LACKS_MAX`].
+        bundles: Vec<Digest>,
+    },
 }
+
+/// Bundles that one [`PeerRequest::Lacks`] asks for: 128 KiB of digests.
+pub const LACKS_MAX: usize = 4_096;
 
 /// The answer to a [`PeerRequest`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,4 +74,6 @@ pub enum PeerResponse {
     Heard,
     /// It was not done.
     Failed(ControlError),
+    /// Of the bundles asked for, those that are not held.
+    Lacks(Vec<Digest>),
 }

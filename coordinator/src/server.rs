@@ -152,13 +152,14 @@ fn permit_request(
         ControlRequest::Change { .. }
         | ControlRequest::Query(_)
         | ControlRequest::Watch { .. }
-        | ControlRequest::Heartbeat(_) => Ok(()),
+        | ControlRequest::Heartbeat(_)
+        | ControlRequest::Reconfigure(_) => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use roost_protocol::messages::control::{Heartbeat, Query, Watched};
+    use roost_protocol::messages::control::{Heartbeat, Query, Reconfigure, Watched};
     use roost_protocol::quic::Role;
     use roost_protocol::ring::Speed;
     use roost_protocol::view::NodeProfile;
@@ -204,6 +205,8 @@ mod tests {
             (Role::Worker, heartbeat.clone(), true),
             (Role::Coordinator, heartbeat, false),
             (Role::Client, ControlRequest::Query(Query::Models), true),
+            (Role::Operator, ControlRequest::Reconfigure(Reconfigure::TransferLeader { to: None }), true),
+            (Role::Coordinator, ControlRequest::Reconfigure(Reconfigure::TransferLeader { to: None }), false),
             (Role::Gateway, ControlRequest::Watch { from: None, models: Watched::All }, true),
         ];
         for (role, request, allowed) in rows {

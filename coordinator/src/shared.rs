@@ -23,7 +23,7 @@ use crate::raft::types::Raft;
 use crate::state::{Applied, Command, Proposal};
 
 /// How long a change or a read may take to be agreed on: two elections and then some.
-const AGREE: Duration = Duration::from_secs(5);
+pub(crate) const AGREE: Duration = Duration::from_secs(5);
 
 /// What the tasks of a coordinator share.
 pub(crate) struct Shared {
@@ -45,6 +45,8 @@ pub(crate) struct Shared {
     pub published: watch::Sender<Published>,
     /// Who is heard, while this coordinator leads.
     pub registry: Mutex<Option<Registry>>,
+    /// Held shared while a version is made, exclusively while who coordinates changes.
+    pub members: tokio::sync::RwLock<()>,
     /// Whether this coordinator may take part in the group. One that belonged to a cluster and whose database is empty may
     /// not before it is sure that no group counts on what it has forgotten.
     pub admitted: AtomicBool,

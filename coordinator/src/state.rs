@@ -210,6 +210,8 @@ pub struct State {
     coordinators: BTreeMap<NodeId, Coordinator>,
     /// One set of voters, or two while one replaces the other; a quorum is one of each.
     voters: Vec<BTreeSet<NodeId>>,
+    /// Those that were coordinators and are none any more, the latest last.
+    former: Vec<NodeId>,
     nodes: BTreeMap<NodeId, NodeRecord>,
     models: BTreeMap<ModelName, ModelRecord>,
     bundles: BTreeMap<Digest, BundleRecord>,
@@ -278,6 +280,16 @@ impl State {
     /// The coordinators of the committed membership.
     pub fn coordinators(&self) -> &BTreeMap<NodeId, Coordinator> {
         &self.coordinators
+    }
+
+    /// One set of voters, or two while one replaces the other.
+    pub fn voters(&self) -> &[BTreeSet<NodeId>] {
+        &self.voters
+    }
+
+    /// Those that were coordinators and are none any more, as far back as is remembered.
+    pub fn former_coordinators(&self) -> impl Iterator<Item = NodeId> {
+        self.former.iter().copied()
     }
 
     /// What clients and workers route by; none before the cluster has an identity.

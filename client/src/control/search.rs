@@ -126,8 +126,9 @@ impl Search {
             | ControlError::NoBundle { .. }
             | ControlError::NotReserved { .. } => self.forget(address),
             // The leader itself said it, and may say otherwise the next time.
-            ControlError::NotReady { .. } => {}
+            ControlError::NotReady { .. } | ControlError::MembersNotReady { .. } => {}
             ControlError::Refused(_)
+            | ControlError::MembersRefused { .. }
             | ControlError::Forbidden { .. }
             | ControlError::WrongCluster { .. }
             | ControlError::ForeignCertificate { .. }
@@ -185,6 +186,8 @@ fn leaves_open(error: &ControlError) -> bool {
         | ControlError::NoBundle { .. }
         | ControlError::NotReserved { .. }
         | ControlError::NotReady { .. }
+        | ControlError::MembersNotReady { .. }
+        | ControlError::MembersRefused { .. }
         | ControlError::LimitExceeded { .. } => false,
     }
 }

@@ -1,7 +1,8 @@
 //! Changes and reads by name, with the types that their answers have.
 
 use roost_protocol::messages::control::{
-    Answer, Change, ClusterSummary, ModelSummary, Outcome, Query, RolloutSummary, VersionSummary,
+    Answer, Change, ClusterSummary, MembersSummary, ModelSummary, Outcome, Query, RolloutSummary,
+    VersionSummary,
 };
 use roost_protocol::traffic::Weight;
 use roost_protocol::{ControlError, Label, ModelName, ModelVersion, Revision};
@@ -20,9 +21,11 @@ impl Control {
     pub async fn models(&self) -> Result<Vec<ModelSummary>, ControlError> {
         match self.query(Query::Models).await? {
             Answer::Models(models) => Ok(models),
-            Answer::Versions(_) | Answer::Rollout(_) | Answer::Cluster(_) | Answer::Files(_) => {
-                Err(other_answer("models"))
-            }
+            Answer::Versions(_)
+            | Answer::Rollout(_)
+            | Answer::Cluster(_)
+            | Answer::Files(_)
+            | Answer::Members(_) => Err(other_answer("models")),
         }
     }
 
@@ -33,9 +36,11 @@ impl Control {
     pub async fn versions(&self, model: &ModelName) -> Result<Vec<VersionSummary>, ControlError> {
         match self.query(Query::Versions(model.clone())).await? {
             Answer::Versions(versions) => Ok(versions),
-            Answer::Models(_) | Answer::Rollout(_) | Answer::Cluster(_) | Answer::Files(_) => {
-                Err(other_answer("versions"))
-            }
+            Answer::Models(_)
+            | Answer::Rollout(_)
+            | Answer::Cluster(_)
+            | Answer::Files(_)
+            | Answer::Members(_) => Err(other_answer("versions")),
         }
     }
 
@@ -46,9 +51,11 @@ impl Control {
     pub async fn rollout(&self, model: &ModelName) -> Result<RolloutSummary, ControlError> {
         match self.query(Query::Rollout(model.clone())).await? {
             Answer::Rollout(rollout) => Ok(rollout),
-            Answer::Models(_) | Answer::Versions(_) | Answer::Cluster(_) | Answer::Files(_) => {
-                Err(other_answer("a rollout"))
-            }
+            Answer::Models(_)
+            | Answer::Versions(_)
+            | Answer::Cluster(_)
+            | Answer::Files(_)
+            | Answer::Members(_) => Err(other_answer("a rollout")),
         }
     }
 
@@ -59,9 +66,26 @@ impl Control {
     pub async fn cluster(&self) -> Result<ClusterSummary, ControlError> {
         match self.query(Query::Cluster).await? {
             Answer::Cluster(cluster) => Ok(cluster),
-            Answer::Models(_) | Answer::Versions(_) | Answer::Rollout(_) | Answer::Files(_) => {
-                Err(other_answer("the cluster"))
-            }
+            Answer::Models(_)
+            | Answer::Versions(_)
+            | Answer::Rollout(_)
+            | Answer::Files(_)
+            | Answer::Members(_) => Err(other_answer("the cluster")),
+        }
+    }
+
+    /// Who coordinates, as the leader sees it.
+    ///
+    /// # Errors
+    /// As [`Control::query`].
+    pub async fn members(&self) -> Result<MembersSummary, ControlError> {
+        match self.query(Query::Members).await? {
+            Answer::Members(members) => Ok(members),
+            Answer::Models(_)
+            | Answer::Versions(_)
+            | Answer::Rollout(_)
+            | Answer::Cluster(_)
+            | Answer::Files(_) => Err(other_answer("the members")),
         }
     }
 

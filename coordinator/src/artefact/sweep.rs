@@ -72,12 +72,16 @@ async fn catch_up(shared: &Shared) -> Result<(), ControlError> {
     let epoch = match hand_on(shared, request, shared.name.as_str()).await? {
         ControlResponse::Answer(answer) => match *answer {
             Answer::Cluster(cluster) => cluster.epoch,
-            Answer::Models(_) | Answer::Versions(_) | Answer::Rollout(_) | Answer::Files(_) => {
+            Answer::Models(_)
+            | Answer::Versions(_)
+            | Answer::Rollout(_)
+            | Answer::Files(_)
+            | Answer::Members(_) => {
                 return Err(ControlError::Malformed { what: "another answer than the cluster's".to_owned() });
             }
         },
         ControlResponse::Failed(error) => return Err(error),
-        ControlResponse::Done(_) | ControlResponse::Heard(_) => {
+        ControlResponse::Done(_) | ControlResponse::Heard(_) | ControlResponse::Reconfigured(_) => {
             return Err(ControlError::Malformed { what: "another answer than to a query".to_owned() });
         }
     };

@@ -219,7 +219,11 @@ fn read_answer(answer: Result<PeerResponse, StreamError>, address: &str) -> Resu
     match answer.map_err(|error| error.into_control(address))? {
         PeerResponse::Raft(answer) => Ok(answer),
         PeerResponse::Failed(error) => Err(error),
-        PeerResponse::Probed { .. } | PeerResponse::Held | PeerResponse::Control(_) | PeerResponse::Heard => {
+        PeerResponse::Probed { .. }
+        | PeerResponse::Held
+        | PeerResponse::Control(_)
+        | PeerResponse::Heard
+        | PeerResponse::Lacks(_) => {
             Err(ControlError::Malformed { what: "another answer than to a Raft message".to_owned() })
         }
     }

@@ -36,6 +36,11 @@ pub(super) async fn change(
     if shared.cluster().is_none() {
         return Err(forming());
     }
+    // Holders are counted by the voters that there are, which must not change until the version is made.
+    let _members = match &change {
+        Change::CommitPush { .. } => Some(shared.members.read().await),
+        _ => None,
+    };
     for _ in 0..PLANS_MAX {
         let command = match plan(shared, request, sent, by, &change).await? {
             Plan::Propose(command) => command,

@@ -11,6 +11,7 @@ use roost_protocol::{ControlError, NodeId, Term};
 use tokio::time::Instant;
 
 use super::change::change;
+use crate::members;
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::shared::Shared;
 
@@ -31,13 +32,18 @@ pub(super) async fn control(
     shared.check_disk()?;
     match request {
         ControlRequest::Heartbeat(heartbeat) => hear(shared, heartbeat, by).map(ControlResponse::Heard),
-        request @ (ControlRequest::Change { .. } | ControlRequest::Query(_))
+        request @ (ControlRequest::Change { .. }
+        | ControlRequest::Query(_)
+        | ControlRequest::Reconfigure(_))
             if shared.leads().is_none() && forward == Forward::Once =>
         {
             hand_on(shared, request, by).await
         }
         ControlRequest::Change { request, sent, change: asked } => {
             Ok(ControlResponse::Done(change(shared, request, sent, by, asked).await?))
+        }
+        ControlRequest::Reconfigure(asked) => {
+            Ok(ControlResponse::Reconfigured(members::reconfigure(shared, asked, by).await?))
         }
         ControlRequest::Query(query) => Ok(ControlResponse::Answer(Box::new(answer(shared, query).await?))),
         ControlRequest::Watch { .. } => {
@@ -96,7 +102,11 @@ pub(crate) async fn hand_on(
     match answer.map_err(|error| error.into_control(&leader.address))? {
         PeerResponse::Control(response) => Ok(*response),
         PeerResponse::Failed(error) => Err(error),
-        PeerResponse::Raft(_) | PeerResponse::Probed { .. } | PeerResponse::Held | PeerResponse::Heard => {
+        PeerResponse::Raft(_)
+        | PeerResponse::Probed { .. }
+        | PeerResponse::Held
+        | PeerResponse::Heard
+        | PeerResponse::Lacks(_) => {
             Err(ControlError::Malformed { what: "another answer than to a request handed on".to_owned() })
         }
     }
@@ -121,6 +131,7 @@ async fn answer(shared: &Shared, query: Query) -> Result<Answer, ControlError> {
             let files = shared.machine.state(|state| state.bundle(&digest).cloned());
             files.map(Answer::Files).ok_or_else(|| ControlError::NoBundle { digest: digest.to_string() })
         }
+        Query::Members => Ok(Answer::Members(members::summary(shared))),
         Query::Cluster => {
             let known = shared.registry(|registry| (registry.soft().clone(), registry.statistics().clone()));
             let (soft, statistics) = known.ok_or_else(|| shared.not_leader())?;

@@ -49,6 +49,10 @@ pub(super) async fn serve(
                 shared.publish(*soft);
                 PeerResponse::Heard
             }),
+            PeerRequest::Lacks { bundles } => match admits(shared, link) {
+                Ok(()) => artefact::lacks(shared, &bundles).await.map(PeerResponse::Lacks),
+                Err(error) => Err(error),
+            },
         },
     };
     let response = response.unwrap_or_else(PeerResponse::Failed);

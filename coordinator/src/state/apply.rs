@@ -15,8 +15,8 @@ use roost_protocol::{
 };
 
 use super::bounds::{
-    LABELS_MAX, RESERVATIONS_MAX, VERSIONS_BYTES_MAX, check_node, check_version, check_view, encoded_bytes,
-    limit,
+    FORMER_MAX, LABELS_MAX, RESERVATIONS_MAX, VERSIONS_BYTES_MAX, check_node, check_version, check_view,
+    encoded_bytes, limit,
 };
 use super::{Applied, BundleRecord, Command, LEVEL, ModelRecord, NodeRecord, Proposal, State, VersionRecord};
 
@@ -59,6 +59,10 @@ impl State {
     ) {
         self.index = index;
         self.view_index = index;
+        let gone = self.coordinators.keys().filter(|id| !coordinators.contains_key(id)).copied();
+        self.former.extend(gone);
+        self.former.retain(|id| !coordinators.contains_key(id));
+        self.former.drain(..self.former.len().saturating_sub(FORMER_MAX));
         self.coordinators = coordinators;
         self.voters = voters;
     }

@@ -10,6 +10,8 @@ use serde::Serialize;
 
 /// Bundles that are reserved and not committed at one time. Each may hold gigabytes on every coordinator.
 pub(super) const RESERVATIONS_MAX: usize = 64;
+/// Coordinators of the past that are remembered, lest one comes back without what it knew. Hardly a group had so many.
+pub(super) const FORMER_MAX: usize = 1_024;
 /// Labels of one model. Each keeps a version loaded on workers.
 pub(super) const LABELS_MAX: usize = 64;
 /// The manifests, files and notes of all versions. With the outcomes and histories beside them a snapshot stays under
@@ -20,7 +22,7 @@ pub(crate) const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
 /// What grows in a view without being asked for, such as exclusions, stays in the rest of its frame.
 const VIEW_BYTES_PLANNED_MAX: u64 = VIEW_BYTES_MAX as u64 / 8 * 7;
 /// A host name and a port.
-const ADDRESS_BYTES_MAX: u64 = 262;
+pub(crate) const ADDRESS_BYTES_MAX: u64 = 262;
 /// Labels of one node.
 const NODE_LABELS_MAX: u64 = 64;
 

@@ -182,7 +182,10 @@ async fn serve_view(accepted: Accepted, published: watch::Receiver<Published>) {
                     view_watch::answer(&link, &mut send, published, from, &models).await
                 }
                 Ok(
-                    ControlRequest::Change { .. } | ControlRequest::Query(_) | ControlRequest::Heartbeat(_),
+                    ControlRequest::Change { .. }
+                    | ControlRequest::Query(_)
+                    | ControlRequest::Heartbeat(_)
+                    | ControlRequest::Reconfigure(_),
                 ) => {
                     let view = published.borrow().view.clone();
                     let known = view.iter().flat_map(|view| view.coordinators.values());

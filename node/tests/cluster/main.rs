@@ -5,6 +5,7 @@
 mod bad_input;
 mod command_line;
 mod damage;
+mod membership;
 mod pictures;
 mod roost;
 mod s3;
@@ -68,7 +69,9 @@ impl Load {
     async fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         let failures = self.task.await.unwrap();
-        assert!(failures.is_empty(), "of {} requests: {failures:#?}", self.sent.load(Ordering::Relaxed));
+        let sent = self.sent.load(Ordering::Relaxed);
+        assert!(failures.is_empty(), "of {sent} requests: {failures:#?}");
+        println!("{sent} requests beside, none failed");
     }
 }
 
@@ -149,6 +152,7 @@ async fn a_rollout_under_load_while_processes_are_killed() {
     let keys = KEYS as f64;
     let half_width = QUANTILE_999 * (keys * SHARE * (1.0 - SHARE)).sqrt();
     assert!((canary - keys * SHARE).abs() <= half_width, "{canary} of {keys} keys on the canary");
+    println!("{} requests, none failed; {canary} of {keys} keys on the canary, twice the same", 2 * KEYS);
 
     // The other coordinators go on; the lost worker's part is taken over by the third.
     cluster.restart(&victim).await;

@@ -55,12 +55,7 @@ impl Cluster {
             .chain((1..=workers).map(|i| (format!("w{i}"), Role::Worker)))
             .collect();
         let seeds = free_addresses(nodes.len());
-        let mut config = "cluster = \"test\"\n".to_owned();
-        for ((name, role), address) in nodes.iter().zip(&seeds) {
-            let key = if *role == Role::Coordinator { "coordinator_address" } else { "address" };
-            let _ =
-                writeln!(config, "[[node]]\nname = \"{name}\"\nroles = [\"{role}\"]\n{key} = \"{address}\"");
-        }
+        let config = "cluster = \"test\"\n".to_owned() + &of_nodes(&nodes, &seeds);
         std::fs::write(folder.path().join("cluster.toml"), config).unwrap();
         let (processes, variables) = (BTreeMap::new(), Vec::new());
         Self { folder, nodes, processes, variables, seeds, _turn: turn }
@@ -72,6 +67,16 @@ impl Cluster {
         let config = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, config + more).unwrap();
         self.variables.extend(variables);
+    }
+
+    /// Adds coordinators to the config, which have no certificate and no process yet. Returns their addresses.
+    pub fn add_coordinators(&mut self, names: &[&str]) -> Vec<String> {
+        let nodes: Vec<_> = names.iter().map(|name| ((*name).to_owned(), Role::Coordinator)).collect();
+        let addresses = free_addresses(nodes.len());
+        self.configure(&of_nodes(&nodes, &addresses), &[]);
+        self.nodes.extend(nodes);
+        self.seeds.extend(addresses.clone());
+        addresses
     }
 
     /// Starts all nodes of a prepared cluster.
@@ -226,6 +231,16 @@ pub async fn ended(child: &mut Child, what: &str) -> ExitStatus {
     child.kill().unwrap();
     child.wait().unwrap();
     panic!("{what} has not ended");
+}
+
+/// The part of a config that lists nodes.
+fn of_nodes(nodes: &[(String, Role)], addresses: &[String]) -> String {
+    let mut config = String::new();
+    for ((name, role), address) in nodes.iter().zip(addresses) {
+        let key = if *role == Role::Coordinator { "coordinator_address" } else { "address" };
+        let _ = writeln!(config, "[[node]]\nname = \"{name}\"\nroles = [\"{role}\"]\n{key} = \"{address}\"");
+    }
+    config
 }
 
 /// Addresses on loopback that were free a moment ago.

@@ -125,6 +125,18 @@ pub enum ControlError {
         /// What failed.
         reason: String,
     },
+    /// The change of who coordinates must wait: a member lags, or does not answer.
+    #[error("the coordinators are not ready for that change: {reason}")]
+    MembersNotReady {
+        /// Who, and what is missing.
+        reason: String,
+    },
+    /// The change of who coordinates makes no sense.
+    #[error("who coordinates stays as it is: {reason}")]
+    MembersRefused {
+        /// Why.
+        reason: String,
+    },
 }
 
 impl ControlError {
@@ -137,8 +149,10 @@ impl ControlError {
             | Self::Unreachable { .. }
             | Self::NoBundle { .. }
             | Self::NotReserved { .. }
-            | Self::NotReady { .. } => true,
+            | Self::NotReady { .. }
+            | Self::MembersNotReady { .. } => true,
             Self::Refused(_)
+            | Self::MembersRefused { .. }
             | Self::Forbidden { .. }
             | Self::WrongCluster { .. }
             | Self::ForeignCertificate { .. }

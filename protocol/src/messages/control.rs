@@ -49,6 +49,8 @@ pub enum ControlRequest {
     },
     /// A node's report. Answered by [`ControlResponse::Heard`].
     Heartbeat(Heartbeat),
+    /// A change of who coordinates. Answered by [`ControlResponse::Reconfigured`].
+    Reconfigure(Reconfigure),
 }
 
 /// The answer to a [`ControlRequest`].
@@ -62,6 +64,43 @@ pub enum ControlResponse {
     Heard(Term),
     /// It was not done.
     Failed(ControlError),
+    /// Who coordinates was changed as asked, or had been before.
+    Reconfigured(Reconfigured),
+}
+
+/// A change of who coordinates. Each names the state that it leads to, so that another attempt at it does no harm.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reconfigure {
+    /// Takes a coordinator in as a learner: it is sent the log and the bundles, and has no vote.
+    Add {
+        /// Its name, which must be that of its certificate.
+        name: NodeName,
+        /// `host:port` of its coordinator endpoint, where it runs with an empty data folder.
+        address: String,
+    },
+    /// Gives votes to learners and ends the membership of others, in one step.
+    Change {
+        /// Learners that become voters. Each must hold all bundles that versions are made of.
+        promote: BTreeSet<NodeId>,
+        /// Members that cease to be any. Afterwards a quorum of the voters must still hold each bundle.
+        remove: BTreeSet<NodeId>,
+    },
+    /// Hands leadership over.
+    TransferLeader {
+        /// The voter that is to lead; whoever is best up to date when there is none.
+        to: Option<NodeId>,
+    },
+}
+
+/// What came of a [`Reconfigure`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reconfigured {
+    /// This node is a member.
+    Added(NodeId),
+    /// The members are as asked.
+    Changed,
+    /// This node leads.
+    LedBy(NodeId),
 }
 
 /// Which models a watcher wants to know of.
@@ -197,6 +236,8 @@ pub enum Query {
     Cluster,
     /// A bundle's files. Answered by [`Answer::Files`].
     Files(Digest),
+    /// Who coordinates. Answered by [`Answer::Members`].
+    Members,
 }
 
 /// The answer to a [`Query`].
@@ -212,6 +253,8 @@ pub enum Answer {
     Cluster(ClusterSummary),
     /// A bundle's files.
     Files(FileList),
+    /// Who coordinates.
+    Members(MembersSummary),
 }
 
 /// A model, as `roost models` prints it.
@@ -355,6 +398,36 @@ pub struct ClusterSummary {
     pub soft: SoftState,
     /// What the nodes counted.
     pub statistics: BTreeMap<NodeId, Vec<VersionStatistics>>,
+}
+
+/// Who coordinates, as the leader sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MembersSummary {
+    /// The members of the committed membership.
+    pub members: Vec<MemberSummary>,
+    /// Whether one set of voters is being replaced by another.
+    pub changing: bool,
+    /// What the leader's own config says otherwise; the committed membership counts.
+    pub config_differs: Vec<String>,
+}
+
+/// A coordinator, as `roost cluster members list` prints it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberSummary {
+    /// Its id.
+    pub node: NodeId,
+    /// Its name.
+    pub name: NodeName,
+    /// `host:port` of its coordinator endpoint.
+    pub address: String,
+    /// Whether it votes; else it learns.
+    pub voter: bool,
+    /// Whether it leads.
+    pub leader: bool,
+    /// Log entries that it lacks; none when it was never heard by this leader.
+    pub behind: Option<u64>,
+    /// Milliseconds since the leader last heard of it; none when it never did.
+    pub heard_ms: Option<u64>,
 }
 
 /// A node's report to the leader, about once a second and at each change of a stage.

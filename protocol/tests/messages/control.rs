@@ -8,8 +8,9 @@ use roost_protocol::frame::Kind;
 use roost_protocol::ids::{Digest, Incarnation, ModelName, NodeId, RequestId, Revision, Term, Version};
 use roost_protocol::messages::control::{
     Answer, BundleRequest, BundleResponse, Change, ClusterSummary, ControlRequest, ControlResponse, Done,
-    Heartbeat, Hello, ModelSummary, Outcome, Query, Rollout, RolloutEvent, RolloutEventKind, RolloutState,
-    RolloutSummary, SoftUpdate, VersionStatistics, VersionSummary, WatchUpdate, Watched,
+    Heartbeat, Hello, MemberSummary, MembersSummary, ModelSummary, Outcome, Query, Reconfigure, Reconfigured,
+    Rollout, RolloutEvent, RolloutEventKind, RolloutState, RolloutSummary, SoftUpdate, VersionStatistics,
+    VersionSummary, WatchUpdate, Watched,
 };
 use roost_protocol::view::SoftState;
 
@@ -43,6 +44,8 @@ pub fn control() -> Vec<Sample> {
         response(name, ControlResponse::Done(Done { epoch: epoch(300), outcome }))
     }));
     samples.extend(each(answers(), |name, answer| response(name, ControlResponse::Answer(Box::new(answer)))));
+    samples.extend(each(reconfigurations(), |name, value| request(name, ControlRequest::Reconfigure(value))));
+    samples.extend(each(reconfigured(), |name, value| response(name, ControlResponse::Reconfigured(value))));
     samples.extend(each(rollout_states(), bare));
     samples.extend(each(rollout_events(), bare));
     samples.extend(each(updates(), |name, update| framed(name, Kind::WatchUpdate, update)));
@@ -87,7 +90,34 @@ fn requests() -> Vec<ControlRequest> {
             versions: version_reports(),
             statistics: vec![statistics()],
         }),
+        ControlRequest::Reconfigure(Reconfigure::TransferLeader { to: None }),
     ]
+}
+
+fn reconfigurations() -> Vec<Reconfigure> {
+    vec![
+        Reconfigure::Add { name: node_name("d"), address: "127.0.0.1:7300".to_owned() },
+        Reconfigure::Change { promote: [NodeId(4)].into(), remove: [NodeId(1), NodeId(2)].into() },
+        Reconfigure::TransferLeader { to: Some(NodeId(2)) },
+    ]
+}
+
+fn reconfigured() -> Vec<Reconfigured> {
+    vec![Reconfigured::Added(NodeId(4)), Reconfigured::Changed, Reconfigured::LedBy(NodeId(2))]
+}
+
+fn members() -> MembersSummary {
+    let member = MemberSummary {
+        node: NodeId(1),
+        name: node_name("a"),
+        address: "127.0.0.1:7300".to_owned(),
+        voter: true,
+        leader: false,
+        behind: Some(3),
+        heard_ms: Some(120),
+    };
+    let members = vec![member.clone(), MemberSummary { behind: None, heard_ms: None, ..member }];
+    MembersSummary { members, changing: true, config_differs: vec!["e is no member".to_owned()] }
 }
 
 fn statistics() -> VersionStatistics {
@@ -132,6 +162,7 @@ fn queries() -> Vec<Query> {
         Query::Rollout(model()),
         Query::Cluster,
         Query::Files(files().digest()),
+        Query::Members,
     ]
 }
 
@@ -141,6 +172,7 @@ fn responses() -> Vec<ControlResponse> {
         ControlResponse::Answer(Box::new(Answer::Models(vec![]))),
         ControlResponse::Heard(Term(5)),
         ControlResponse::Failed(ControlError::NotLeader { leader: None }),
+        ControlResponse::Reconfigured(Reconfigured::Changed),
     ]
 }
 
@@ -188,6 +220,7 @@ fn answers() -> Vec<Answer> {
             statistics: BTreeMap::from([(NodeId(10), vec![statistics()])]),
         }),
         Answer::Files(FileList::clone(&files())),
+        Answer::Members(members()),
     ]
 }
 

@@ -96,6 +96,8 @@ fn control_errors() -> Vec<ControlError> {
         ControlError::Malformed { what: text("bytes left over") },
         ControlError::Storage { reason: text("no space left") },
         ControlError::Unreachable { node: text("127.0.0.1:7300"), reason: text("timed out") },
+        ControlError::MembersNotReady { reason: text("d lacks 3 bundles") },
+        ControlError::MembersRefused { reason: text("nobody would vote") },
     ]
 }
 

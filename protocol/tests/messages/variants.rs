@@ -5,7 +5,7 @@ use roost_protocol::frame::Kind;
 use roost_protocol::manifest::{Channels, EngineChoice, Replicas};
 use roost_protocol::messages::control::{
     Answer, BundleRequest, BundleResponse, Change, ControlRequest, ControlResponse, Outcome, Query,
-    RolloutEventKind, RolloutState, WatchUpdate, Watched,
+    Reconfigure, Reconfigured, RolloutEventKind, RolloutState, WatchUpdate, Watched,
 };
 use roost_protocol::messages::infer::{Choice, ResponseMode};
 use roost_protocol::tensor::DType;
@@ -56,16 +56,19 @@ variants! {
     ControlError {
         Refused, NotLeader, NoQuorum, NotCoordinator, Forbidden, WrongCluster, ForeignCertificate, WrongNode,
         DigestMismatch, NoBundle, NotReserved, NotReady, LimitExceeded, Malformed, Storage, Unreachable,
+        MembersNotReady, MembersRefused,
     }
-    ControlRequest { Change, Query, Watch, Heartbeat }
-    ControlResponse { Done, Answer, Heard, Failed }
+    ControlRequest { Change, Query, Watch, Heartbeat, Reconfigure }
+    ControlResponse { Done, Answer, Heard, Failed, Reconfigured }
+    Reconfigure { Add, Change, TransferLeader }
+    Reconfigured { Added, Changed, LedBy }
     Watched { All, Models }
     Change {
         ReservePush, CommitPush, StartRollout, Promote, Abort, Undo, SetLabel, RemoveLabel, Join, Drain,
     }
     Outcome { Applied, Reserved, Pushed, Rerouted }
-    Query { Models, Versions, Rollout, Cluster, Files }
-    Answer { Models, Versions, Rollout, Cluster, Files }
+    Query { Models, Versions, Rollout, Cluster, Files, Members }
+    Answer { Models, Versions, Rollout, Cluster, Files, Members }
     RolloutState { Preparing, Running, Paused }
     RolloutEventKind { First, Started, Exposed, Paused, Resumed, Promoted, Aborted, Undone }
     WatchUpdate { View, Delta, Soft, Failed }

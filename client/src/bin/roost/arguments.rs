@@ -106,6 +106,13 @@ mod tests {
             "infer digits@2 --image a.png b.png",
             "infer encoder:prod --input a:i64=a.json --input b=b.npy",
             "cluster status",
+            "cluster members list",
+            "cluster members add c4 --address 10.0.0.4:7300",
+            "cluster members promote c4 c5",
+            "cluster members remove c4",
+            "cluster members replace c2 --address 10.0.0.9:7300",
+            "cluster members transfer-leader",
+            "cluster members transfer-leader c2",
             "certs init --cluster demo --into certs",
             "certs issue anna --roles operator,client --ca certs --days 30",
         ] {
@@ -134,6 +141,8 @@ mod tests {
             "certs issue anna",
             "certs issue anna --roles king",
             "certs issue anna --roles client --days 0",
+            "cluster members add c4",
+            "cluster members promote",
             "models --timeout 0",
             "models --output xml",
         ] {

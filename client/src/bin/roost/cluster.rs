@@ -1,4 +1,5 @@
-//! `roost cluster status`: who takes part, who leads, and how far each node is with each version.
+//! `roost cluster status`: who takes part, who leads, and how far each node is with each version. Who coordinates is
+//! changed in [`members`].
 //!
 //! The leader is asked, since it alone knows what it heard a moment ago and what the nodes counted. When
 //! there is none, what the nodes last published is shown, and that it is no more than that.
@@ -13,6 +14,7 @@ use roost_protocol::{ControlError, ModelName, NodeId, Version};
 use serde::Serialize;
 
 use crate::hosting::{Hosting, hosting};
+use crate::members::{self, MembersCommand};
 use crate::output::Report;
 use crate::session::Session;
 use crate::table::{Table, left, right};
@@ -26,6 +28,9 @@ const LEADER_WITHIN: Duration = Duration::from_secs(4);
 pub enum ClusterCommand {
     /// Shows coordinators, workers, and how far each node is with each version
     Status,
+    /// Shows and changes who coordinates
+    #[command(subcommand)]
+    Members(MembersCommand),
 }
 
 /// A cluster's state.
@@ -85,7 +90,14 @@ struct Counts {
 ///
 /// # Errors
 /// When no node has told anything of the cluster.
-pub async fn run(session: &Session, ClusterCommand::Status: ClusterCommand) -> anyhow::Result<()> {
+pub async fn run(session: &Session, command: ClusterCommand) -> anyhow::Result<()> {
+    match command {
+        ClusterCommand::Status => status(session).await,
+        ClusterCommand::Members(command) => members::run(session, command).await,
+    }
+}
+
+async fn status(session: &Session) -> anyhow::Result<()> {
     // With little time, half of it: what is known without the leader must still be printed.
     let within = session.left().map_or(LEADER_WITHIN, |left| LEADER_WITHIN.min(left / 2));
     let asked = tokio::time::timeout(within, session.client.control().cluster()).await;

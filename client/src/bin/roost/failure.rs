@@ -102,7 +102,10 @@ fn of_control(error: &ControlError) -> Option<&'static str> {
         ControlError::DigestMismatch { .. } => Some("a file changed while it was sent; push again"),
         ControlError::NoBundle { .. } | ControlError::NotReserved { .. } => Some("push the bundle again"),
         ControlError::NotReady { .. } => Some("try again once the replicas are ready"),
-        ControlError::LimitExceeded { .. } => None,
+        ControlError::MembersNotReady { .. } => {
+            Some("`roost cluster members list` shows who lags or is silent")
+        }
+        ControlError::MembersRefused { .. } | ControlError::LimitExceeded { .. } => None,
         ControlError::Storage { .. } => Some("look at that node's log, and at its disk"),
         ControlError::Malformed { .. } => Some("`roost --version` and that of the nodes may differ too much"),
     }

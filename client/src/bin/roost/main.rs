@@ -1,7 +1,7 @@
 //! `roost`: the command line of a Roost cluster.
 //!
 //! In reading order: [`arguments`] is the grammar; [`profile`] and [`session`] lead to the cluster;
-//! [`push`], [`models`], [`rollout`], [`infer`], [`cluster`] and [`certs`] are the commands; [`output`],
+//! [`push`], [`models`], [`rollout`], [`infer`], [`cluster`], [`members`] and [`certs`] are the commands; [`output`],
 //! [`table`] and [`moment`] say how their reports are printed, [`failure`] what is printed instead. Reports
 //! are made by pure functions of what the cluster answered, so that they are tested without one.
 
@@ -13,6 +13,7 @@ mod example;
 mod failure;
 mod hosting;
 mod infer;
+mod members;
 mod models;
 mod moment;
 mod output;
