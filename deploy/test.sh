@@ -12,7 +12,7 @@ Runs, from any folder, and stops at the first failure:
   format        cargo fmt --all -- --check
   clippy        cargo clippy on all targets, warnings are errors
   client, edge  cargo check of the client library alone, and of a worker without coordinator, dev, S3 and OTLP
-  test          cargo test on the workspace, doc tests included; all failures are shown
+  test          cargo test on the workspace, doc tests and simulations included; all failures are shown
   doc           cargo doc on the workspace, warnings are errors
 
 Environment:
@@ -66,6 +66,7 @@ step clippy cargo clippy --workspace --all-targets --locked -- -D warnings
 # What an edge build leaves out must not be needed: the workspace's own features hide that.
 step client cargo check -p roost-client --no-default-features --locked
 step edge cargo check -p roost-node --no-default-features --features onnxruntime --locked
+# The simulator's known bugs too: they are switches of builds with debug assertions, so they need no build of their own.
 step test cargo test --workspace --locked --no-fail-fast
 step doc env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 echo "=== all passed, $SECONDS s"

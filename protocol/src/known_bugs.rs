@@ -1,17 +1,16 @@
 //! Known bugs that can be put back one at a time, to prove that the simulator's invariants bite.
 //!
-//! Test-only, never in a release build: without the feature `known-bugs` every switch is a constant `false`, and with it a
-//! build without debug assertions does not compile. The switch is per thread, which is per simulation.
-
-#[cfg(all(feature = "known-bugs", not(debug_assertions)))]
-compile_error!("the feature known-bugs puts bugs back on purpose; it is for tests, never for a release");
+//! The switches are there in builds with debug assertions alone, which tests are; in a release build each is a constant
+//! `false`, and nothing can turn it. Not a cargo feature: features unify over a whole `cargo test --workspace`, so one for the
+//! simulator's tests would either be on in every binary of that build, or cost a build of its own. A profile cannot leak
+//! that way. The switch is per thread, which is per simulation; only the simulator calls [`put_back`].
 
 /// A bug that can be put back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum KnownBug {
     /// A log entry is acknowledged before it is durable.
     AcknowledgeBeforeFsync,
-    /// A worker loads bytes whose digest it did not check.
+    /// Nobody checks the digest of bytes: neither who serves them, nor who takes them, nor the worker that loads them.
     SkipDigestCheck,
     /// A request is routed and served by an older traffic revision than is known.
     OlderRevision,
@@ -41,26 +40,26 @@ impl KnownBug {
     ];
 }
 
-#[cfg(feature = "known-bugs")]
+#[cfg(debug_assertions)]
 thread_local! {
     static PRESENT: std::cell::Cell<Option<KnownBug>> = const { std::cell::Cell::new(None) };
 }
 
 /// Puts a bug back on this thread, or takes it out.
-#[cfg(feature = "known-bugs")]
+#[cfg(debug_assertions)]
 pub fn put_back(bug: Option<KnownBug>) {
     PRESENT.set(bug);
 }
 
 impl KnownBug {
     /// Whether it was put back on this thread.
-    #[cfg(feature = "known-bugs")]
+    #[cfg(debug_assertions)]
     pub fn is_in(self) -> bool {
         PRESENT.get() == Some(self)
     }
 
     /// Whether it was put back: never in this build.
-    #[cfg(not(feature = "known-bugs"))]
+    #[cfg(not(debug_assertions))]
     pub const fn is_in(self) -> bool {
         false
     }

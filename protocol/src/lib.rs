@@ -10,7 +10,7 @@
 //! - [`frame`] and [`messages`]: the bytes on the wire.
 //! - [`store`]: bundles in an object store that is given.
 //! - [`quic`]: endpoints, certificates, streams and the transfer of bundles, over sockets that are given.
-//! - [`known_bugs`]: switches for the simulator's tests, all off in every other build.
+//! - [`known_bugs`]: switches for the simulator's tests, absent from release builds.
 
 pub mod bundle;
 pub mod error;

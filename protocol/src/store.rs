@@ -180,7 +180,7 @@ impl BundleStore {
     pub async fn read(&self, file: &BundleFile) -> Result<Bytes, BundleStoreError> {
         let bytes = self.read_unchecked(file).await?;
         let actual = Digest::of(&bytes);
-        if actual != file.digest {
+        if actual != file.digest && !crate::KnownBug::SkipDigestCheck.is_in() {
             self.discard(file).await?;
             return Err(BundleStoreError::DigestMismatch {
                 file: file.name.clone(),

@@ -57,12 +57,12 @@ struct Repeat {
     #[arg(long, default_value_t = SAFETY.as_secs())]
     safety: u64,
     /// Puts a known bug back, by its name in the code.
-    #[cfg(feature = "known-bugs")]
+    #[cfg(debug_assertions)]
     #[arg(long, value_parser = known_bug)]
     bug: Option<roost_protocol::KnownBug>,
 }
 
-#[cfg(feature = "known-bugs")]
+#[cfg(debug_assertions)]
 fn known_bug(name: &str) -> Result<roost_protocol::KnownBug, String> {
     let bugs = roost_protocol::KnownBug::ALL;
     let named = bugs.into_iter().find(|bug| format!("{bug:?}") == name);
@@ -90,7 +90,7 @@ impl Repeat {
         let until = self.until.map(Duration::try_from_secs_f64).transpose()?;
         let safety = Duration::from_secs(self.safety);
         let options = Options { keep, until, safety, ..Options::new(self.seed) };
-        #[cfg(feature = "known-bugs")]
+        #[cfg(debug_assertions)]
         let options = Options { bug: self.bug, ..options };
         let report: Report = run(options);
         if let Some(path) = self.trace {

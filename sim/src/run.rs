@@ -27,7 +27,7 @@ pub struct Options {
     /// Stops there, without a verdict.
     pub until: Option<Duration>,
     /// A bug to put back.
-    #[cfg(feature = "known-bugs")]
+    #[cfg(debug_assertions)]
     pub bug: Option<roost_protocol::KnownBug>,
 }
 
@@ -39,7 +39,7 @@ impl Options {
             safety: SAFETY,
             keep: Keep::Last,
             until: None,
-            #[cfg(feature = "known-bugs")]
+            #[cfg(debug_assertions)]
             bug: None,
         }
     }
@@ -96,7 +96,7 @@ pub fn run(options: Options) -> Report {
     let (tell, told) = mpsc::channel();
     let (panicked, panics) = mpsc::channel();
     let thread = spawn(options.seed, move || {
-        #[cfg(feature = "known-bugs")]
+        #[cfg(debug_assertions)]
         roost_protocol::known_bugs::put_back(options.bug);
         let witness = Witness::default();
         let watching = witness.clone();

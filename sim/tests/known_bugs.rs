@@ -1,63 +1,87 @@
-//! The invariants bite: each known bug, put back, is caught within a hundred seeds.
-
-use std::time::Duration;
+//! The invariants bite: each known bug, put back, is caught within a hundred seeds, by an invariant that is about it.
+//!
+//! The seeds are tried from [`Case::first`] on, which caught the bug when this was written, and round, until one does: a
+//! change of anything that is drawn moves what a seed meets, and then the search takes longer, but fails only when a hundred
+//! seeds pass in vain. Release builds have no known bugs.
+#![cfg(debug_assertions)]
 
 use roost_protocol::KnownBug;
 use roost_sim::run::{Options, run};
 
 /// Seeds that are tried.
 const SEEDS: u64 = 100;
-/// Shorter than usual: a bug is there from the beginning.
-const SAFETY: Duration = Duration::from_secs(30);
 
-fn check(bug: KnownBug) {
-    for seed in 0..SEEDS {
-        let options = Options { safety: SAFETY, ..Options::new(seed) };
+/// A bug, and what catches it.
+struct Case {
+    bug: KnownBug,
+    /// The seed that is tried first.
+    first: u64,
+    /// The invariants that are about it, by parts of their names.
+    invariants: &'static [&'static str],
+}
+
+fn check(case: &Case) {
+    let Case { bug, first, invariants } = *case;
+    for seed in (0..SEEDS).map(|i| (first + i) % SEEDS) {
+        let options = Options::new(seed);
         let Some(failure) = run(Options { bug: Some(bug), ..options }).failure else { continue };
-        println!("{bug:?} is caught by seed {seed}: {failure}");
-        // By the bug's own doing.
-        assert_eq!(run(options).failure, None, "seed {seed} fails without {bug:?} too");
-        return;
+        let fits = invariants.iter().any(|invariant| failure.contains(invariant));
+        println!("{bug:?}: seed {seed}, fits: {fits}: {failure}");
+        if fits {
+            // By the bug's own doing.
+            assert_eq!(run(options).failure, None, "seed {seed} fails without {bug:?} too");
+            return;
+        }
     }
     panic!("{bug:?} is not caught by {SEEDS} seeds");
 }
 
 #[test]
 fn acknowledge_before_fsync() {
-    check(KnownBug::AcknowledgeBeforeFsync);
+    // openraft's leader panics when a follower's log is shorter than what the follower acknowledged.
+    let invariants = &["log reversion", "log matching", "nothing acknowledged is lost", "linearizable"];
+    check(&Case { bug: KnownBug::AcknowledgeBeforeFsync, first: 1, invariants });
 }
 
 #[test]
 fn skip_the_digest_check() {
-    check(KnownBug::SkipDigestCheck);
+    let invariants = &["bundles are held and whole", "answers are their model's"];
+    check(&Case { bug: KnownBug::SkipDigestCheck, first: 0, invariants });
 }
 
 #[test]
 fn use_an_older_traffic_revision() {
-    check(KnownBug::OlderRevision);
+    let invariants = &["everyone picks alike", "keys keep to their versions"];
+    check(&Case { bug: KnownBug::OlderRevision, first: 0, invariants });
 }
 
 #[test]
 fn answer_a_read_without_read_index() {
-    check(KnownBug::ReadWithoutIndex);
+    check(&Case { bug: KnownBug::ReadWithoutIndex, first: 24, invariants: &["linearizable"] });
 }
 
 #[test]
 fn act_twice_on_a_retried_command() {
-    check(KnownBug::ActTwice);
+    let invariants = &["linearizable", "nothing acknowledged is lost"];
+    check(&Case { bug: KnownBug::ActTwice, first: 5, invariants });
 }
 
 #[test]
 fn commit_a_version_with_holders_under_quorum() {
-    check(KnownBug::HoldersUnderQuorum);
+    check(&Case { bug: KnownBug::HoldersUnderQuorum, first: 0, invariants: &["bundles are held and whole"] });
 }
 
 #[test]
 fn drop_the_old_version_before_the_new_one_is_ready() {
-    check(KnownBug::DropBeforeReady);
+    check(&Case {
+        bug: KnownBug::DropBeforeReady,
+        first: 12,
+        invariants: &["a stable version is always served"],
+    });
 }
 
 #[test]
 fn let_a_wiped_voter_vote() {
-    check(KnownBug::WipedVoterVotes);
+    let invariants = &["a wiped voter does not vote", "election safety", "log matching"];
+    check(&Case { bug: KnownBug::WipedVoterVotes, first: 4, invariants });
 }

@@ -109,6 +109,7 @@ async fn give(
         }
         if end == size
             && let Some(actual) = digest.take().map(DigestBuilder::finish).filter(|actual| actual != file)
+            && !crate::KnownBug::SkipDigestCheck.is_in()
         {
             let (name, expected) = ("a file that is held here".to_owned(), *file);
             respond(send, Err(BundleStoreError::DigestMismatch { file: name, expected, actual })).await?;
