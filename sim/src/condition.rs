@@ -3,13 +3,15 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How packets that a host sends fare, as shares of one.
+/// How packets that a host sends fare. Shares are of one.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Weather {
     /// Packets that are lost.
     pub loss: f64,
     /// Packets that arrive twice.
     pub duplication: f64,
+    /// What its link takes; what does not fit the link's queue is lost.
+    pub bytes_per_s: Option<u32>,
 }
 
 /// What faults do to a host.

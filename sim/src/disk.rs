@@ -67,8 +67,12 @@ pub struct Trap {
 pub enum Counts {
     /// Writes, syncs and replacements on the disk.
     Writes,
+    /// Reads of the disk.
+    Reads,
     /// Packets sent.
-    Packets,
+    Sent,
+    /// Packets received.
+    Received,
 }
 
 /// The processes that a trap killed and that the world has yet to tear down.
@@ -267,7 +271,14 @@ impl Inner {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "the simulated disk is full"));
         }
         if operation == Operation::Read {
-            return Ok(Permit::Go);
+            // A read has no halves, and nobody hears of one that is followed by death.
+            return match self.spring(Counts::Reads) {
+                None => Ok(Permit::Go),
+                Some(_) => {
+                    self.fall("as it reads");
+                    Err(dead())
+                }
+            };
         }
         match self.spring(Counts::Writes) {
             None => Ok(Permit::Go),
@@ -312,13 +323,29 @@ impl Life {
         self.disk.lock().life == self.number
     }
 
+    /// Whether a packet arrives. The process may die of it.
+    pub fn receives(&self) -> bool {
+        let mut inner = self.disk.lock();
+        if inner.life != self.number {
+            return false;
+        }
+        match inner.spring(Counts::Received) {
+            None => true,
+            Some(moment) => {
+                inner.fall("as it receives");
+                // What it still does with the packet stays within it.
+                moment == Moment::After
+            }
+        }
+    }
+
     /// Whether a packet leaves. The process may die of it.
     pub fn sends(&self) -> bool {
         let mut inner = self.disk.lock();
         if inner.life != self.number {
             return false;
         }
-        match inner.spring(Counts::Packets) {
+        match inner.spring(Counts::Sent) {
             None => true,
             Some(Moment::Before) => {
                 inner.fall("before it sends");

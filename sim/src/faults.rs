@@ -185,10 +185,17 @@ impl Injector {
                 let weather = Weather {
                     loss: self.rng.random_range(0.0..0.3),
                     duplication: self.rng.random_range(0.0..0.3),
+                    ..Weather::default()
                 };
                 let host = self.host(world);
                 world.change(&host, |condition| condition.weather = weather);
                 self.after(world, 1.0..6.0, Ending::Calm(host));
+            }
+            Kind::ThinLink => {
+                let host = self.host(world);
+                let bytes_per_s = Some(self.rng.random_range(8_000..100_000));
+                world.change(&host, |condition| condition.weather.bytes_per_s = bytes_per_s);
+                self.after(world, 1.0..8.0, Ending::Calm(host));
             }
             Kind::SlowDisk => {
                 let (node, factor) = (self.node(world), self.rng.random_range(5.0..150.0));
@@ -252,8 +259,12 @@ impl Injector {
         let node = self.node(world);
         let moment = [Moment::Before, Moment::During, Moment::After];
         let moment = moment.choose(&mut self.rng).copied().unwrap_or(Moment::Before);
-        let (counts, within) =
-            if self.rng.random_bool(0.7) { (Counts::Writes, 40) } else { (Counts::Packets, 400) };
+        let (counts, within) = match self.rng.random_range(0..10) {
+            0..6 => (Counts::Writes, 40),
+            6 => (Counts::Reads, 100),
+            7..9 => (Counts::Sent, 400),
+            _ => (Counts::Received, 400),
+        };
         let after = self.rng.random_range(0..within);
         world.set_trap(&node, Some(Trap { after, moment, counts }));
     }

@@ -1,4 +1,7 @@
-//! UDP by turmoil, under QUIC: latency, reordering and partitions are turmoil's, loss and duplication are drawn here.
+//! UDP by turmoil, under QUIC: latency, reordering and partitions are turmoil's, loss, duplication and thin links are ours.
+//!
+//! Turmoil draws each packet's latency by itself, so packets overtake each other wherever the latency varies, which is
+//! everywhere.
 
 use std::fmt;
 use std::io::{self, IoSliceMut};
@@ -6,6 +9,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use quinn::udp::{RecvMeta, Transmit};
@@ -17,6 +21,9 @@ use turmoil::net::UdpSocket;
 
 use crate::condition::Conditions;
 use crate::disk::Life;
+
+/// What the queue ahead of a thin link holds: a few packets, as a modem's does.
+const QUEUE_BYTES: f64 = 16_000.0;
 
 /// The simulated network, as one host sees it.
 #[derive(Debug)]
@@ -42,9 +49,10 @@ impl Network for SimNetwork {
             // Bound to all addresses of the host; peers know it by this one.
             let local = SocketAddr::new(at.ip(), socket.local_addr()?.port());
             let rng = Mutex::new(StdRng::seed_from_u64(self.seed ^ u64::from(local.port())));
-            let readable = Mutex::new(None);
+            let (queue, readable) = (Mutex::default(), Mutex::new(None));
             let (life, conditions) = (self.life.clone(), self.conditions.clone());
-            Ok(Arc::new(Socket { socket, local, life, conditions, rng, readable }) as Arc<dyn AsyncUdpSocket>)
+            let socket = Socket { socket, local, life, conditions, rng, queue, readable };
+            Ok(Arc::new(socket) as Arc<dyn AsyncUdpSocket>)
         })
     }
 
@@ -63,6 +71,27 @@ fn parse(address: &str) -> io::Result<SocketAddr> {
 
 type Readable = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
+/// The bytes ahead of a thin link. They are counted, not delayed: a full queue is what harms.
+#[derive(Debug, Default)]
+struct Queue {
+    bytes: f64,
+    at: Duration,
+}
+
+impl Queue {
+    /// Whether it takes a packet.
+    fn takes(&mut self, bytes: usize, bytes_per_s: u32) -> bool {
+        let now = crate::trace::now();
+        let drained = f64::from(bytes_per_s) * now.saturating_sub(self.at).as_secs_f64();
+        (self.at, self.bytes) = (now, (self.bytes - drained).max(0.0));
+        let fits = self.bytes + bytes as f64 <= QUEUE_BYTES;
+        if fits {
+            self.bytes += bytes as f64;
+        }
+        fits
+    }
+}
+
 /// A socket of turmoil's, as quinn wants it.
 struct Socket {
     socket: Arc<UdpSocket>,
@@ -70,6 +99,7 @@ struct Socket {
     life: Option<Life>,
     conditions: Conditions,
     rng: Mutex<StdRng>,
+    queue: Mutex<Queue>,
     /// Waits for the next packet. It holds turmoil's own lock on the socket, so it is dropped before a packet is taken.
     readable: Mutex<Option<Readable>>,
 }
@@ -101,7 +131,11 @@ impl AsyncUdpSocket for Socket {
         }
         let weather = self.conditions.now().weather;
         let draw: f64 = self.rng.lock().unwrap_or_else(PoisonError::into_inner).random();
-        let copies = if draw < weather.loss {
+        let fits = weather.bytes_per_s.is_none_or(|bytes_per_s| {
+            let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            queue.takes(transmit.contents.len(), bytes_per_s)
+        });
+        let copies = if draw < weather.loss || !fits {
             0
         } else if draw < weather.loss + weather.duplication {
             2
@@ -138,6 +172,10 @@ impl AsyncUdpSocket for Socket {
             }
             match self.socket.try_recv_from(&mut buffers[0]) {
                 Ok((length, from)) => {
+                    // Nothing reaches the dead. The world tears down what waits here.
+                    if self.life.as_ref().is_some_and(|life| !life.receives()) {
+                        return Poll::Pending;
+                    }
                     let hash = xxhash_rust::xxh3::xxh3_64(&buffers[0][..length]);
                     crate::trace::line(format_args!("{} <- {from} {length} bytes {hash:016x}", self.local));
                     meta[0] = RecvMeta {

@@ -50,6 +50,8 @@ pub enum Kind {
     SlowLink,
     /// A host's packets are lost and doubled.
     Storm,
+    /// A host sends few bytes a second.
+    ThinLink,
     /// A disk is slow.
     SlowDisk,
     /// Computing is slow.
@@ -70,7 +72,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, with the shortest mean time between two of one.
-    const ALL: [(Self, u64); 17] = [
+    const ALL: [(Self, u64); 18] = [
         (Self::Crash, 4),
         (Self::Trap, 4),
         (Self::PowerFailure, 12),
@@ -88,6 +90,7 @@ impl Kind {
         (Self::FullDisk, 10),
         (Self::Flip, 6),
         (Self::Wipe, 6),
+        (Self::ThinLink, 6),
     ];
 }
 

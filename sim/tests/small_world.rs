@@ -123,7 +123,7 @@ fn the_same_seed_gives_the_same_trace_twice() {
 
 #[test]
 fn it_works_over_a_network_that_loses_packets() {
-    run(3, Weather { loss: 0.02, duplication: 0.02 });
+    run(3, Weather { loss: 0.02, duplication: 0.02, ..Weather::default() });
 }
 
 #[test]

@@ -61,9 +61,15 @@ fn a_trap_kills_before_during_or_after_an_operation() {
     }
     let disk = disk();
     let life = disk.life();
-    disk.set_trap(Some(Trap { after: 1, moment: Moment::Before, counts: Counts::Packets }));
-    assert!(life.sends());
-    assert!(!life.sends() && !life.is_alive());
+    disk.set_trap(Some(Trap { after: 1, moment: Moment::Before, counts: Counts::Sent }));
+    assert!(life.sends() && life.receives());
+    assert!(!life.sends() && !life.is_alive() && !life.receives());
+    let life = disk.life();
+    disk.set_trap(Some(Trap { after: 0, moment: Moment::After, counts: Counts::Received }));
+    assert!(life.sends() && life.receives() && !life.is_alive());
+    let read = files(&disk);
+    disk.set_trap(Some(Trap { after: 0, moment: Moment::After, counts: Counts::Reads }));
+    read.read("identity.toml").unwrap_err();
 }
 
 #[test]
