@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::condition::Conditions;
 use crate::disk::{Life, SimFiles};
-use crate::engine::KnownFunction;
+use crate::engine::Digits;
 use crate::facts::Witness;
 use crate::network::SimNetwork;
 use crate::trace;
@@ -38,7 +38,7 @@ pub fn environment(
     witness: &Witness,
 ) -> Environment {
     let cost = conditions.now().disk(DISK);
-    let engine = KnownFunction { conditions: conditions.clone(), witness: witness.clone() };
+    let engine = Digits { conditions: conditions.clone(), witness: witness.clone() };
     Environment {
         network: Arc::new(SimNetwork::new(Some(life.clone()), conditions.clone(), seed)),
         files: Arc::new(SimFiles::of(life, cost)),

@@ -7,7 +7,6 @@ use roost_protocol::messages::control::{ModelSummary, RolloutSummary, VersionSum
 use roost_protocol::traffic::{KeyHash, Weight};
 use roost_protocol::{CommandError, Digest, Epoch, Label, ModelName, Revision, Target, Version};
 
-use crate::engine::ROW;
 use crate::trace;
 
 /// What a client asked of the registry.
@@ -135,10 +134,10 @@ pub struct Answer {
     pub fallback: bool,
     /// The node.
     pub node: String,
-    /// What was given.
-    pub x: [f32; ROW],
-    /// What came; one row, if all is well.
-    pub y: Vec<f32>,
+    /// The image that was given, by its number.
+    pub image: usize,
+    /// What came; one row of probabilities, if all is well.
+    pub probs: Vec<f32>,
 }
 
 /// Gathers operations and answers. Cloning shares it.

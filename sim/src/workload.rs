@@ -179,7 +179,7 @@ impl Workload {
         self.0.made.set(made.max(self.0.made.get()));
         let bytes = Bytes::from(model(made));
         let manifest = format!(
-            "replicas = {replicas}\nbatch_axes = {{ x = 0, y = 0 }}\nbatch_rows_max = 4\nwarm_up_rows = [1]\n"
+            "replicas = {replicas}\nbatch_axes = {{ image = 0, probs = 0 }}\nbatch_rows_max = 4\nwarm_up_rows = [1]\n"
         );
         let files = [(MODEL_FILE, bytes.clone()), (MANIFEST_FILE, Bytes::from(manifest))];
         let files = files.map(|(name, bytes)| (name.to_owned(), bytes)).into();

@@ -12,9 +12,9 @@ use roost_client::Client;
 use roost_client::bundle::LocalBundle;
 use roost_protocol::bundle::{MANIFEST_FILE, MODEL_FILE};
 use roost_protocol::view::Published;
-use roost_protocol::{ModelName, ModelVersion, Tensor, Version};
+use roost_protocol::{ModelName, ModelVersion, Version};
 use roost_sim::condition::Weather;
-use roost_sim::engine::{ROW, expected, model};
+use roost_sim::engine::{INPUT, OUTPUT, Oracle, image, model};
 use roost_sim::facts::Witness;
 use roost_sim::trace::{Keep, Traced};
 use roost_sim::world::{Shape, World, connect};
@@ -23,20 +23,19 @@ use roost_sim::{entropy, trace};
 /// Virtual time that a story may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn times() -> ModelName {
-    ModelName::new("times").unwrap()
+fn digits() -> ModelName {
+    ModelName::new("digits").unwrap()
 }
 
 fn bundle(number: u64) -> LocalBundle {
-    let manifest = "batch_axes = { x = 0, y = 0 }\n";
+    let manifest = "batch_axes = { image = 0, probs = 0 }\n";
     let files = [(MODEL_FILE, Bytes::from(model(number))), (MANIFEST_FILE, Bytes::from(manifest))];
     LocalBundle::from_bytes(files.map(|(name, bytes)| (name.to_owned(), bytes)).into()).unwrap()
 }
 
-async fn ask(client: &Client, key: &str, value: f32) -> (Version, Vec<f32>) {
-    let x = Tensor::from_elements(&[1, ROW as u64], vec![value; ROW]).unwrap();
-    let response = client.infer("times").key(key).input("x", x).send().await.unwrap();
-    (response.version, response.output("y").unwrap().elements::<f32>().unwrap().to_vec())
+async fn ask(client: &Client, key: &str, number: usize) -> (Version, Vec<f32>) {
+    let response = client.infer("digits").key(key).input(INPUT, image(number)).send().await.unwrap();
+    (response.version, response.output(OUTPUT).unwrap().elements::<f32>().unwrap().to_vec())
 }
 
 async fn wait_for(client: &Client, holds: impl FnMut(&Published) -> bool) {
@@ -45,7 +44,7 @@ async fn wait_for(client: &Client, holds: impl FnMut(&Published) -> bool) {
 
 fn ready_nodes(published: &Published, version: u32) -> usize {
     let nodes = published.view.iter().flat_map(|view| view.nodes.keys());
-    nodes.filter(|node| published.soft.serves(**node, &times(), Version(version))).count()
+    nodes.filter(|node| published.soft.serves(**node, &digits(), Version(version))).count()
 }
 
 /// What the story tells the world to do.
@@ -53,33 +52,33 @@ type Wish = Rc<RefCell<Option<String>>>;
 
 async fn story(client: Client, crash: Wish) -> turmoil::Result {
     let control = client.control();
-    control.push(&times(), &bundle(2), "", |_| {}).await?;
-    control.push(&times(), &bundle(3), "", |_| {}).await?;
+    control.push(&digits(), &bundle(2), "", |_| {}).await?;
+    control.push(&digits(), &bundle(3), "", |_| {}).await?;
     wait_for(&client, |published| ready_nodes(published, 1) == 2).await;
-    let target = ModelVersion { model: times(), version: Version(2) };
+    let target = ModelVersion { model: digits(), version: Version(2) };
     control.start_rollout(target, "50%".parse()?).await?;
     wait_for(&client, |published| {
-        published.view.as_ref().is_some_and(|view| view.models[&times()].traffic.canary.is_some())
+        published.view.as_ref().is_some_and(|view| view.models[&digits()].traffic.canary.is_some())
     })
     .await;
 
     let mut first = BTreeMap::new();
     for i in 0..40 {
         let key = format!("user-{i}");
-        first.insert(key.clone(), (i, ask(&client, &key, i as f32).await));
+        first.insert(key.clone(), (i, ask(&client, &key, i).await));
     }
     let leader = control.cluster().await?.leader;
     let name =
         client.published().borrow().view.as_ref().map(|view| view.coordinators[&leader].name.to_string());
     *crash.borrow_mut() = name;
     for (key, (i, answer)) in &first {
-        let again = ask(&client, key, *i as f32).await;
+        let again = ask(&client, key, *i).await;
         assert_eq!(again, *answer, "{key} keeps its version and its answer");
     }
-    control.promote(&times()).await?;
+    control.promote(&digits()).await?;
     for i in 0..10 {
-        let (version, y) = ask(&client, &format!("user-{i}"), 7.0).await;
-        assert_eq!((version, &y[..]), (Version(2), &expected(&model(3), [7.0; ROW]).unwrap()[..]));
+        let (version, probs) = ask(&client, &format!("user-{i}"), 7).await;
+        assert_eq!((version, probs), (Version(2), Oracle::of(&model(3)).unwrap().answer(7).unwrap()));
     }
     let canary = first.values().filter(|(_, (version, _))| *version == Version(2)).count();
     assert!((8..=32).contains(&canary), "{canary} of 40 on the canary");

@@ -7,10 +7,10 @@ use rand::{RngExt, SeedableRng};
 use roost_client::Client;
 use roost_protocol::traffic::KeyHash;
 use roost_protocol::view::Model;
-use roost_protocol::{ModelName, ModelVersion, Target, Tensor};
+use roost_protocol::{ModelName, ModelVersion, Target};
 
 use super::Workload;
-use crate::engine::ROW;
+use crate::engine::{IMAGES, INPUT, OUTPUT, image};
 use crate::facts::Fact;
 use crate::faults::exponential;
 use crate::history::Answer;
@@ -63,10 +63,9 @@ pub(super) async fn ask_once(
     key: Option<&str>,
     rng: &mut StdRng,
 ) -> Option<String> {
-    let x: [f32; ROW] = std::array::from_fn(|_| rng.random_range(-64i32..64) as f32);
-    let tensor = Tensor::from_elements(&[1, ROW as u64], x.to_vec()).expect("four numbers are a row");
+    let number = rng.random_range(0..IMAGES);
     let asked_at = client.published().borrow().view.as_ref().map(|view| view.epoch);
-    let mut request = client.infer(target.clone()).input("x", tensor).deadline(DEADLINE);
+    let mut request = client.infer(target.clone()).input(INPUT, image(number)).deadline(DEADLINE);
     if let Some(key) = key {
         request = request.key(key);
     }
@@ -79,7 +78,8 @@ pub(super) async fn ask_once(
             return Some(error.to_string());
         }
     };
-    let y = response.output("y").and_then(|y| y.elements::<f32>().ok().map(|y| y.to_vec()));
+    let probs =
+        response.output(OUTPUT).and_then(|probs| probs.elements::<f32>().ok().map(|probs| probs.to_vec()));
     let answer = Answer {
         client: host.to_owned(),
         target,
@@ -92,8 +92,8 @@ pub(super) async fn ask_once(
         epoch: response.epoch,
         fallback: response.fallback,
         node: response.node.to_string(),
-        x,
-        y: y.unwrap_or_default(),
+        image: number,
+        probs: probs.unwrap_or_default(),
     };
     let answer = workload.0.history.answered(answer);
     workload.0.witness.tell(Fact::Answered(answer));
