@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
+use crate::entropy::split_mix;
 use crate::world::{NodeShape, Shape};
 
 /// How long faults come, unless something else is asked for.
@@ -111,7 +112,9 @@ pub struct Load {
     pub users: usize,
     /// The mean time between two requests of one of them.
     pub ask: Duration,
-    /// Keys that they ask for.
+    /// Hosts that change who coordinates.
+    pub admins: usize,
+    /// Keys that users ask for.
     pub keys: u32,
     /// Replicas that manifests ask for.
     pub replicas: u16,
@@ -132,6 +135,8 @@ impl Plan {
             ask: Duration::from_millis(rng.random_range(40..200)),
             keys: rng.random_range(2..16),
             replicas: rng.random_range(1..=3),
+            // Drawn apart, so that what else a seed draws stays as it was before there were any.
+            admins: usize::from(split_mix(&mut (seed ^ 0xad31_0000_0000_0001)) % 2 == 0),
         };
         let shape = shape(&mut rng, &load);
         let mut faults = Vec::new();
@@ -168,7 +173,8 @@ fn shape(rng: &mut StdRng, load: &Load) -> Shape {
     }
     let names = |prefix: &'static str, count: usize| (1..=count).map(move |i| name(prefix, i));
     let clients = names("op", load.operators).chain(names("reader", load.readers));
-    let clients = clients.chain(names("user", load.users)).chain(["auditor".to_owned()]);
+    let clients = clients.chain(names("user", load.users)).chain(names("admin", load.admins));
+    let clients = clients.chain(["auditor".to_owned()]);
     let drain = [200, 500, 2_000].choose(rng).copied().unwrap_or(2_000);
     let (executors, rows) = (rng.random_range(1..=2), [8, 64, 4_096].choose(rng).copied().unwrap_or(64));
     Shape {

@@ -208,9 +208,11 @@ fn judge(
 ) -> Result<(), String> {
     let nodes: Vec<String> = world.nodes().map(str::to_owned).collect();
     nodes.iter().for_each(|node| world.crash(node, None));
+    let replaced = workload.replaced();
     let remains = nodes.iter().map(|node| {
+        let wiped = injector.wiped().contains(node) && !replaced.contains(node);
         let sound = world.shape_of(node).coordinator && !injector.lost().contains(node);
-        Remains::of(node, world.disk(node), injector.wiped().contains(node), sound)
+        Remains::of(node, world.disk(node), wiped, sound)
     });
     let end = End {
         ops: workload.ops(),

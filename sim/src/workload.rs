@@ -1,14 +1,15 @@
-//! What clients ask of a world: operators who race each other, readers, users, and an auditor at the end.
+//! What clients ask of a world: operators who race each other, readers, users, an administrator, and an auditor at the end.
 //!
 //! Everything is drawn from each client's own seed. What is asked, and what comes of it, goes into the [`History`]; an
 //! operation that was given up, or whose client was stopped, stays open-ended.
 
+mod admin;
 mod audit;
 mod operator;
 mod user;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,8 @@ struct Shared {
     /// The bundles that were made: their model's bytes.
     models: RefCell<BTreeMap<Digest, Bytes>>,
     made: Cell<u64>,
+    /// The coordinators that were taken in under a new id.
+    replaced: RefCell<BTreeSet<String>>,
     /// The nodes' disks, by name, and whether it is a sound coordinator's.
     disks: RefCell<BTreeMap<String, (SimDisk, bool)>>,
     /// Why the auditor is not content yet; none once it is.
@@ -76,6 +79,7 @@ impl Workload {
             followed: RefCell::default(),
             models: RefCell::default(),
             made: Cell::new(0),
+            replaced: RefCell::default(),
             disks: RefCell::default(),
             missing: RefCell::new(Some("it has not begun".to_owned())),
             last: RefCell::default(),
@@ -90,6 +94,7 @@ impl Workload {
                     match host.trim_end_matches(|c: char| c.is_ascii_digit()) {
                         "op" => operator::operate(&workload, &client, &host, seed).await,
                         "reader" => operator::read(&workload, &client, &host, seed).await,
+                        "admin" => admin::administer(&workload, &client, seed).await,
                         "user" => user::ask(&workload, &client, &host, seed).await,
                         _ => audit::audit(&workload, &client, &host).await,
                     }
@@ -138,6 +143,11 @@ impl Workload {
     /// The views that were seen.
     pub fn views(&self) -> BTreeMap<Epoch, Arc<View>> {
         self.0.views.borrow().clone()
+    }
+
+    /// The coordinators that were taken in under a new id.
+    pub fn replaced(&self) -> BTreeSet<String> {
+        self.0.replaced.borrow().clone()
     }
 
     /// What the bundles' models are.

@@ -1,4 +1,5 @@
-//! A coordinator whose databases were wiped takes no part in the group before it is replaced: it has no vote and no log.
+//! A coordinator whose databases were wiped takes no part in the group before it is replaced: it has no vote and no
+//! log. One that was replaced is another node.
 
 use super::{End, Invariant};
 
