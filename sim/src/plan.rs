@@ -136,7 +136,7 @@ impl Plan {
             keys: rng.random_range(2..16),
             replicas: rng.random_range(1..=3),
             // Drawn apart, so that what else a seed draws stays as it was before there were any.
-            admins: usize::from(split_mix(&mut (seed ^ 0xad31_0000_0000_0001)) % 2 == 0),
+            admins: usize::from(split_mix(&mut (seed ^ 0xad31_0000_0000_0001)).is_multiple_of(2)),
         };
         let shape = shape(&mut rng, &load);
         let mut faults = Vec::new();
