@@ -216,7 +216,10 @@ impl Control {
             let step = self.draw(|rng| search.next(Instant::now(), &self.coordinators(), rng));
             let error = match step {
                 Step::Try { address, within } => match self.attempt(&address, within, &request).await {
-                    Ok(ControlResponse::Heard(term)) => {
+                    Ok(ControlResponse::Heard { term, epoch }) => {
+                        if let Some(follower) = &self.shared.follower {
+                            follower.heard_of(epoch, &address);
+                        }
                         self.set_leader(Some(address));
                         return Ok(term);
                     }
@@ -279,7 +282,7 @@ impl Control {
                 ControlResponse::Failed(error) => Err(error),
                 answer @ (ControlResponse::Done(_)
                 | ControlResponse::Answer(_)
-                | ControlResponse::Heard(_)
+                | ControlResponse::Heard { .. }
                 | ControlResponse::Reconfigured(_)) => Ok(answer),
             }
         };
@@ -327,7 +330,7 @@ fn unexpected(what: &str, response: &ControlResponse) -> ControlError {
     let came = match response {
         ControlResponse::Done(_) => "a change's outcome",
         ControlResponse::Answer(_) => "an answer to another query",
-        ControlResponse::Heard(_) => "a heartbeat's answer",
+        ControlResponse::Heard { .. } => "a heartbeat's answer",
         ControlResponse::Failed(_) => "a refusal",
         ControlResponse::Reconfigured(_) => "that who coordinates was changed",
     };

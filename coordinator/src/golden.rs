@@ -74,6 +74,7 @@ variants! {
     Command, Command {
         Initialise, Reserve, CommitVersion, StartRollout, Expose, Pause, Resume, Promote, Abort, Undo, SetLabel,
         RemoveLabel, Join, Drain, NodeOut, Exclude, Collect, Refuse,
+        Retain,
     }
     EntryPayload<Proposal, u64, Member>, Entry { Blank, Normal, Membership }
     PeerRequest, PeerRequest { Raft, Probe, Hold, Forward, Soft, Lacks }
@@ -219,6 +220,7 @@ fn commands() -> Vec<Command> {
             manifest: Box::new(manifest()),
             note: "trained on Monday".to_owned(),
             holders: [NodeId(1), NodeId(2)].into(),
+            new_version: true,
         },
         Command::StartRollout { target: at(2), weight: "20%".parse::<Weight>().unwrap() },
         Command::Expose { model: model.clone(), revision },
@@ -241,6 +243,7 @@ fn commands() -> Vec<Command> {
         Command::Exclude { node: NodeId(10), joined: 300, version: at(2), reason: "no memory".to_owned() },
         Command::Collect { digest: files().digest(), reserved_at_ms: 1_767_225_600_000 },
         Command::Refuse { error: Box::new(CommandError::NotReady { version: at(2), ready: 1, needed: 2 }) },
+        Command::Retain { model: digits(), keep: 2 },
     ]
 }
 

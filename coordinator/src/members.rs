@@ -15,13 +15,16 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, RaftError};
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::raft::Precondition;
+use openraft::vote::leader_id_std::CommittedLeaderId;
 use openraft::{ChangeMembers, Instant};
 use roost_protocol::error::reason;
 use roost_protocol::frame::Kind;
 use roost_protocol::messages::control::{MemberSummary, MembersSummary, Reconfigure, Reconfigured};
 use roost_protocol::view::Coordinator;
-use roost_protocol::{ControlError, Digest, NodeId, NodeName};
+use roost_protocol::{ControlError, Digest, NodeId, NodeName, Term};
+use tokio::sync::RwLockWriteGuard;
 
 use crate::artefact;
 use crate::bootstrap::probe;
@@ -37,8 +40,13 @@ const VOTERS_MAX: usize = 7;
 const MEMBERS_MAX: usize = 16;
 /// Entries that a learner may lack when it gets its vote: what comes within a few heartbeats under load.
 const BEHIND_MAX: u64 = 64;
-/// What a member gets to say which bundles it lacks. Whoever does not say it in this time counts as lacking all.
+/// What a member gets to answer, besides [`ASK_PER_BUNDLE`] where it is to say which it lacks. Whoever does not say it in this
+/// time counts as lacking all.
 const ASK: Duration = Duration::from_secs(2);
+/// For looking after one bundle: thirty-two at once, each some round trips to a store on the network.
+const ASK_PER_BUNDLE: Duration = Duration::from_millis(10);
+/// What the lock may take: a push that is being committed holds it, perhaps for minutes.
+const LOCK: Duration = Duration::from_secs(5);
 /// Waiting for one follower to take over: a round trip, an fsync and an answer of each voter.
 const HAND_OVER: Duration = Duration::from_millis(500);
 /// Followers that are asked to take over, one after the other.
@@ -109,6 +117,11 @@ impl Roster {
         if voters.is_empty() {
             return Err(refused("nobody would have a vote"));
         }
+        if voters.is_disjoint(&self.voters) {
+            return Err(refused(
+                "none of the present voters would stay: promote successors first, then remove",
+            ));
+        }
         if voters.len() > VOTERS_MAX {
             return Err(refused(format!("{} would vote, and {VOTERS_MAX} may at most", voters.len())));
         }
@@ -124,6 +137,11 @@ impl Roster {
     /// Whether a node that answered as `node`, in a group already or not, may be taken in.
     fn may_learn(&self, node: NodeId, name: &NodeName, initialised: bool) -> Result<(), ControlError> {
         match self.members.get(&node) {
+            Some(member) if member.name == *name && member.voter && !initialised => {
+                return Err(refused(format!(
+                    "{name} is a voter that has lost its database: empty its data folder whole, then replace it"
+                )));
+            }
             Some(member) if member.name == *name => return Ok(()),
             Some(member) => return Err(refused(format!("its id {node} is that of {}", member.name))),
             None => {}
@@ -234,18 +252,25 @@ async fn add(shared: &Arc<Shared>, name: NodeName, address: String) -> Result<Re
         ControlError::Unreachable { .. } => not_ready(error),
         other => other,
     })?;
-    let _alone = shared.members.write().await;
+    let _alone = alone(shared).await?;
     shared.catch_up().await?;
+    let term = shared.leads().ok_or_else(|| shared.not_leader())?;
     let roster = Roster::of(shared);
     roster.may_learn(found.node, &name, found.initialised)?;
     let (id, member) = (found.node.0, Member { name: name.to_string(), address: address.clone() });
     match roster.members.get(&found.node) {
         Some(known) if known.address == address => {}
         // The same node, as its id and certificate say, has moved.
-        Some(_) => commit(shared, ChangeMembers::SetNodes([(id, member)].into())).await?,
-        None => commit(shared, ChangeMembers::AddNodes([(id, member)].into())).await?,
+        Some(_) => commit(shared, term, ChangeMembers::SetNodes([(id, member)].into())).await?,
+        None => commit(shared, term, ChangeMembers::AddNodes([(id, member)].into())).await?,
     }
     Ok(Reconfigured::Added(found.node))
+}
+
+/// The lock that keeps versions from being made meanwhile.
+async fn alone(shared: &Shared) -> Result<RwLockWriteGuard<'_, ()>, ControlError> {
+    let late = |_| not_ready("a version is being made, which comes first");
+    tokio::time::timeout(LOCK, shared.members.write()).await.map_err(late)
 }
 
 async fn change(
@@ -253,8 +278,10 @@ async fn change(
     promote: &BTreeSet<NodeId>,
     remove: &BTreeSet<NodeId>,
 ) -> Result<(), ControlError> {
-    let _alone = shared.members.write().await;
+    let _alone = alone(shared).await?;
     shared.catch_up().await?;
+    // Should another lead meanwhile, it may make a version that the look below knows nothing of.
+    let term = shared.leads().ok_or_else(|| shared.not_leader())?;
     let roster = Roster::of(shared);
     let Some(target) = roster.target(promote, remove)? else { return Ok(()) };
     let found = look(shared, &roster, &target).await;
@@ -269,11 +296,11 @@ async fn change(
     }
     if target.voters != roster.voters || roster.changing {
         let voters = target.voters.iter().map(|node| node.0).collect();
-        commit(shared, ChangeMembers::ReplaceAllVoters(voters)).await?;
+        commit(shared, term, ChangeMembers::ReplaceAllVoters(voters)).await?;
     }
     if !target.learners.is_empty() {
         let learners = target.learners.iter().map(|node| node.0).collect();
-        commit(shared, ChangeMembers::RemoveNodes(learners)).await?;
+        commit(shared, term, ChangeMembers::RemoveNodes(learners)).await?;
     }
     Ok(())
 }
@@ -285,20 +312,31 @@ pub(crate) async fn finish(shared: &Shared) {
     if !roster.changing {
         return;
     }
+    let Some(term) = shared.leads() else { return };
     let voters = roster.voters.iter().map(|node| node.0).collect();
-    match commit(shared, ChangeMembers::ReplaceAllVoters(voters)).await {
+    match commit(shared, term, ChangeMembers::ReplaceAllVoters(voters)).await {
         Ok(()) => tracing::info!("finished a change of who coordinates"),
         Err(error) => tracing::debug!(%error, "a change of who coordinates is not finished yet"),
     }
 }
 
-async fn commit(shared: &Shared, change: ChangeMembers<u64, Member>) -> Result<(), ControlError> {
+/// Commits a change, if this coordinator still leads in `term`.
+async fn commit(shared: &Shared, term: Term, change: ChangeMembers<u64, Member>) -> Result<(), ControlError> {
     let late = || ControlError::NoQuorum { reason: format!("no majority answered within {AGREE:?}") };
-    let written = tokio::time::timeout(AGREE, shared.raft.change_membership(change, false)).await;
+    let committed_leader_id = CommittedLeaderId { term: term.0 };
+    let in_this_term = [Precondition::CommittedLeaderId { committed_leader_id }];
+    let written = shared.raft.change_membership_if(change, false, in_this_term);
+    let written = tokio::time::timeout(AGREE, written).await;
     match written.map_err(|_| late())? {
         Ok(_) => Ok(()),
         Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(shared.not_leader()),
-        Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => Err(not_ready(error)),
+        // Another change of members is under way, or the leader has only begun to lead.
+        Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
+            error @ (ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_)),
+        ))) => Err(not_ready(error)),
+        Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => Err(refused(error)),
+        // Somebody else led meanwhile, so what was looked at may be old.
+        Err(RaftError::APIError(ClientWriteError::PreconditionFailed(error))) => Err(not_ready(error)),
         Err(error) => Err(ControlError::NoQuorum { reason: reason(error) }),
     }
 }
@@ -308,24 +346,22 @@ async fn look(shared: &Arc<Shared>, roster: &Roster, target: &Target) -> BTreeMa
     let bundles =
         shared.machine.state(|state| state.referenced_bundles().map(|(d, _)| *d).collect::<Vec<_>>());
     let behind = behind(shared);
+    let within = ASK + ASK_PER_BUNDLE * u32::try_from(bundles.len()).unwrap_or(u32::MAX);
     let asks = target.voters.iter().map(|node| {
         let (member, bundles) = (roster.members.get(node), &bundles);
         async move {
             let asked = match member {
                 None => Err("it is no member".to_owned()),
-                Some(_) if *node == shared.node => {
-                    let mut lacks = BTreeSet::new();
-                    for some in bundles.chunks(LACKS_MAX) {
-                        match artefact::lacks(shared, some).await {
-                            Ok(some) => lacks.extend(some),
-                            Err(error) => return (*node, Err(error.to_string())),
-                        }
-                    }
-                    Ok(lacks)
-                }
                 Some(member) => {
-                    let asked = tokio::time::timeout(ASK, ask(shared, *node, member, bundles)).await;
-                    asked.unwrap_or_else(|_| Err(format!("no answer within {ASK:?}")))
+                    let asked = async {
+                        if *node == shared.node {
+                            look_here(shared, bundles).await
+                        } else {
+                            ask(shared, *node, member, bundles).await
+                        }
+                    };
+                    let asked = tokio::time::timeout(within, asked).await;
+                    asked.unwrap_or_else(|_| Err(format!("no answer within {within:?}")))
                 }
             };
             (*node, asked)
@@ -333,6 +369,14 @@ async fn look(shared: &Arc<Shared>, roster: &Roster, target: &Target) -> BTreeMa
     });
     let answers = join_all(asks).await.into_iter();
     answers.map(|(node, lacks)| (node, Found { behind: behind.get(&node).copied(), lacks })).collect()
+}
+
+async fn look_here(shared: &Shared, bundles: &[Digest]) -> Result<BTreeSet<Digest>, String> {
+    let mut lacks = BTreeSet::new();
+    for some in bundles.chunks(LACKS_MAX) {
+        lacks.extend(artefact::lacks(shared, some).await.map_err(|error| error.to_string())?);
+    }
+    Ok(lacks)
 }
 
 async fn ask(
@@ -374,11 +418,24 @@ async fn transfer(shared: &Shared, to: Option<NodeId>) -> Result<NodeId, Control
     let roster = Roster::of(shared);
     let candidates = match to {
         Some(to) if to == shared.node => return Ok(to),
-        Some(to) if roster.voters.contains(&to) => vec![to],
-        Some(to) => return Err(refused(format!("{} has no vote, so it cannot lead", roster.name(to)))),
+        Some(to) if !roster.voters.contains(&to) => {
+            return Err(refused(format!("{} has no vote, so it cannot lead", roster.name(to))));
+        }
+        // Once it is asked to lead, this leader takes no changes: whoever is silent or lags must not be asked.
+        Some(to) if !heirs(shared).contains(&to) => {
+            return Err(refused(format!(
+                "{} does not answer at present, so it cannot lead",
+                roster.name(to)
+            )));
+        }
+        Some(to) => match behind(shared).get(&to) {
+            Some(behind) if *behind <= BEHIND_MAX => vec![to],
+            Some(_) | None => return Err(refused(format!("{} lags too far to lead", roster.name(to)))),
+        },
         None => heirs(shared),
     };
-    hand_over(shared, &candidates).await.ok_or_else(|| not_ready("nobody took over leadership"))
+    // Not to be tried again without a look: the one that was asked may take over yet.
+    hand_over(shared, &candidates).await.ok_or_else(|| refused("nobody took over leadership in time"))
 }
 
 /// Has one of `heirs` lead, in the order that they come in. Returns who does.
@@ -574,6 +631,8 @@ mod tests {
         // Known: it may have moved. New. Back again, with its log.
         assert!(may(2, "c2", true) && may(7, "c7", false) && may(9, "c9", true));
         // Another's id. Of another group. Back again without its log, which it may have voted on.
+        // A voter without its log.
+        assert!(!may(2, "c2", false));
         assert!(!may(2, "c7", true) && !may(7, "c7", true) && !may(9, "c9", false));
         let crowd = Roster { members: (1..=16).map(|id| member(id, false)).collect(), ..roster() };
         crowd.may_learn(NodeId(20), &NodeName::new("c20").unwrap(), false).unwrap_err();

@@ -69,6 +69,8 @@ pub enum Command {
         note: String,
         /// Coordinators that verified and synced it.
         holders: BTreeSet<NodeId>,
+        /// Whether it becomes another version also where the model has one of this bundle already.
+        new_version: bool,
     },
     /// Starts a rollout. The target takes no traffic before [`Command::Expose`].
     StartRollout {
@@ -182,6 +184,13 @@ pub enum Command {
     Refuse {
         /// The reason.
         error: Box<CommandError>,
+    },
+    /// Forgets a model's old versions, and with them bundles that no other version is made of.
+    Retain {
+        /// The model.
+        model: ModelName,
+        /// How many of the newest are kept, beside those that are hosted.
+        keep: u32,
     },
 }
 

@@ -33,6 +33,8 @@ pub struct Pushed {
     pub version: Version,
     /// Whether it is the model's first, and so serves all its traffic.
     pub stable: bool,
+    /// Whether it was there before: the model had a version of this bundle.
+    pub existing: bool,
 }
 
 /// How far a push is.
@@ -96,7 +98,7 @@ impl PushError {
 }
 
 impl Control {
-    /// Makes a bundle the model's next version. `note` is kept with it.
+    /// Makes a bundle the model's next version, unless it has one of this bundle already. `note` is kept with it.
     ///
     /// # Errors
     /// [`PushError`]; no version was made then, unless the error is a retryable one of the commit: nobody can
@@ -106,11 +108,35 @@ impl Control {
         model: &ModelName,
         bundle: &LocalBundle,
         note: &str,
+        progress: impl FnMut(PushProgress) + Send,
+    ) -> Result<Pushed, PushError> {
+        self.push_as(model, bundle, (note, false), progress).await
+    }
+
+    /// As [`Control::push`], but makes a version also where the model has one of this bundle already.
+    ///
+    /// # Errors
+    /// As [`Control::push`].
+    pub async fn push_new_version(
+        &self,
+        model: &ModelName,
+        bundle: &LocalBundle,
+        note: &str,
+        progress: impl FnMut(PushProgress) + Send,
+    ) -> Result<Pushed, PushError> {
+        self.push_as(model, bundle, (note, true), progress).await
+    }
+
+    async fn push_as(
+        &self,
+        model: &ModelName,
+        bundle: &LocalBundle,
+        version: (&str, bool),
         mut progress: impl FnMut(PushProgress) + Send,
     ) -> Result<Pushed, PushError> {
         let (mut round, mut commit) = (0, self.ticket());
         loop {
-            let error = match self.push_once(model, bundle, note, commit, &mut progress).await {
+            let error = match self.push_once(model, bundle, version, commit, &mut progress).await {
                 Ok(pushed) => return Ok(pushed),
                 Err(error) => error,
             };
@@ -136,7 +162,7 @@ impl Control {
         &self,
         model: &ModelName,
         bundle: &LocalBundle,
-        note: &str,
+        (note, new_version): (&str, bool),
         commit: Ticket,
         progress: &mut (impl FnMut(PushProgress) + Send),
     ) -> Result<Pushed, PushError> {
@@ -175,10 +201,14 @@ impl Control {
             digest: files.digest(),
             manifest: Box::new(bundle.manifest().clone()),
             note: note.to_owned(),
+            new_version,
         };
         match self.change_by(search, commit, change).await?.0.outcome {
-            Outcome::Pushed { version, stable } => Ok(Pushed { version, stable }),
-            Outcome::Applied | Outcome::Reserved { .. } | Outcome::Rerouted { .. } => {
+            Outcome::Pushed { version, stable, existing } => Ok(Pushed { version, stable, existing }),
+            Outcome::Applied
+            | Outcome::Reserved { .. }
+            | Outcome::Rerouted { .. }
+            | Outcome::Forgotten { .. } => {
                 let what = "a push was answered by another change's outcome".to_owned();
                 Err(ControlError::Malformed { what }.into())
             }

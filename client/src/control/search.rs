@@ -29,6 +29,8 @@ pub(super) struct Search {
     round: u32,
     last: Option<ControlError>,
     no_quorum: Option<ControlError>,
+    /// Whether the leader answered in this round.
+    answered: bool,
     /// Whether an attempt ended without a word on whether the change was made.
     is_open: bool,
 }
@@ -61,6 +63,7 @@ impl Search {
             round: 0,
             last: None,
             no_quorum: None,
+            answered: false,
             is_open: false,
         }
     }
@@ -82,13 +85,15 @@ impl Search {
             return Step::GiveUp(self.in_vain());
         }
         let candidates = self.leader.iter().chain(known).chain(&self.named);
-        match candidates.into_iter().find(|address| !self.tried.contains(*address)).cloned() {
+        let next = candidates.into_iter().find(|address| !self.tried.contains(*address)).cloned();
+        match next.filter(|_| !self.answered) {
             Some(address) => {
                 self.tried.push(address.clone());
                 Step::Try { address, within: self.attempt.min(left) }
             }
             None => {
                 self.tried.clear();
+                self.answered = false;
                 self.round += 1;
                 let wait = Backoff::OF_REQUESTS.after(self.round, Jitter::new(rng.next_u64())).min(left);
                 Step::Wait(wait)
@@ -125,8 +130,8 @@ impl Search {
             | ControlError::Unreachable { .. }
             | ControlError::NoBundle { .. }
             | ControlError::NotReserved { .. } => self.forget(address),
-            // The leader itself said it, and may say otherwise the next time.
-            ControlError::NotReady { .. } | ControlError::MembersNotReady { .. } => {}
+            // The leader itself said it, and may say otherwise the next time: the others would only ask it again.
+            ControlError::NotReady { .. } | ControlError::MembersNotReady { .. } => self.answered = true,
             ControlError::Refused(_)
             | ControlError::MembersRefused { .. }
             | ControlError::Forbidden { .. }

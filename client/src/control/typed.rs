@@ -5,7 +5,7 @@ use roost_protocol::messages::control::{
     VersionSummary,
 };
 use roost_protocol::traffic::Weight;
-use roost_protocol::{ControlError, Label, ModelName, ModelVersion, Revision};
+use roost_protocol::{ControlError, Label, ModelName, ModelVersion, Revision, Version};
 
 use super::Control;
 
@@ -143,12 +143,30 @@ impl Control {
         self.change(Change::RemoveLabel { model: model.clone(), label }).await.map(|_| ())
     }
 
+    /// Forgets all but the `keep` newest versions of a model, and those that take traffic, may take it by an undo, or bear
+    /// a label. Returns which were forgotten; their bundles are removed where no other version needs them.
+    ///
+    /// # Errors
+    /// As [`Control::change`].
+    pub async fn retain(&self, model: &ModelName, keep: u32) -> Result<Vec<Version>, ControlError> {
+        match self.change(Change::Retain { model: model.clone(), keep }).await?.outcome {
+            Outcome::Forgotten { versions } => Ok(versions),
+            Outcome::Applied
+            | Outcome::Reserved { .. }
+            | Outcome::Pushed { .. }
+            | Outcome::Rerouted { .. } => Err(other_answer("versions to be forgotten")),
+        }
+    }
+
     /// Makes a change of traffic. The revision that it led to; `None` when the traffic itself did not change
     /// yet, as when a rollout waits for its replicas.
     async fn reroute(&self, change: Change) -> Result<Option<Revision>, ControlError> {
         Ok(match self.change(change).await?.outcome {
             Outcome::Rerouted { revision } => Some(revision),
-            Outcome::Applied | Outcome::Reserved { .. } | Outcome::Pushed { .. } => None,
+            Outcome::Applied
+            | Outcome::Reserved { .. }
+            | Outcome::Pushed { .. }
+            | Outcome::Forgotten { .. } => None,
         })
     }
 }

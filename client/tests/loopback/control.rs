@@ -100,13 +100,13 @@ async fn heartbeats_remember_the_leader() {
     let published = tokio::sync::watch::Sender::new(cluster.state(1, 0));
     let control = Control::new(dialler, published.subscribe(), Vec::new(), [1; 32]);
     lead(&cluster, 1);
-    cluster.peers[1].rules(|_| ControlResponse::Heard(Term(5)));
+    cluster.peers[1].rules(|_| ControlResponse::Heard { term: Term(5), epoch: Epoch::default() });
     for sequence in 1..=3 {
         assert_eq!(control.heartbeat(heartbeat(sequence)).await, Ok(Term(5)));
     }
     // The leader is gone and nobody knows the next: an error at once, and another coordinator the next time.
     cluster.peers[1].rules(|_| ControlResponse::Failed(ControlError::NotLeader { leader: None }));
-    cluster.peers[0].rules(|_| ControlResponse::Heard(Term(6)));
+    cluster.peers[0].rules(|_| ControlResponse::Heard { term: Term(6), epoch: Epoch::default() });
     control.heartbeat(heartbeat(4)).await.unwrap_err();
     assert_eq!(control.heartbeat(heartbeat(5)).await, Ok(Term(6)));
 }
@@ -149,7 +149,7 @@ fn takes_pushes(cluster: &Cluster, leader: usize) {
                 return ControlResponse::Failed(CommandError::NotReserved { digest: text }.into());
             }
             assert_eq!((manifest.replicas, note.as_str()), (bundle().manifest().replicas, "first"));
-            done(Outcome::Pushed { version: Version(1), stable: true })
+            done(Outcome::Pushed { version: Version(1), stable: true, existing: false })
         }
         other => panic!("{other:?}"),
     });

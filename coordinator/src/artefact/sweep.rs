@@ -81,7 +81,7 @@ async fn catch_up(shared: &Shared) -> Result<(), ControlError> {
             }
         },
         ControlResponse::Failed(error) => return Err(error),
-        ControlResponse::Done(_) | ControlResponse::Heard(_) | ControlResponse::Reconfigured(_) => {
+        ControlResponse::Done(_) | ControlResponse::Heard { .. } | ControlResponse::Reconfigured(_) => {
             return Err(ControlError::Malformed { what: "another answer than to a query".to_owned() });
         }
     };

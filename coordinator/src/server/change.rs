@@ -74,7 +74,7 @@ async fn plan(
 ) -> Result<Plan, ControlError> {
     let command = match change.clone() {
         Change::ReservePush { files } => Command::Reserve { files },
-        Change::CommitPush { model, digest, manifest, note } => {
+        Change::CommitPush { model, digest, manifest, note, new_version } => {
             shared.catch_up().await?;
             if let Some(applied) = shared.machine.state(|state| state.outcome(&request, sent)) {
                 return Ok(Plan::Done(applied));
@@ -90,7 +90,7 @@ async fn plan(
                 // Refused as not reserved when it is applied, unless it is reserved by then.
                 None => Default::default(),
             };
-            Command::CommitVersion { model, digest, manifest, note, holders }
+            Command::CommitVersion { model, digest, manifest, note, holders, new_version }
         }
         Change::StartRollout { target, weight } => Command::StartRollout { target, weight },
         Change::Promote { model } => {
@@ -111,6 +111,7 @@ async fn plan(
         Change::SetLabel { version, label } => Command::SetLabel { version, label },
         Change::RemoveLabel { model, label } => Command::RemoveLabel { model, label },
         Change::Join { node, name, address, profile } => Command::Join { node, name, address, profile },
+        Change::Retain { model, keep } => Command::Retain { model, keep },
         Change::Drain { node, draining } => {
             // A worker drains itself; that it is a member is for the state to say.
             bears(shared, node, by)?;

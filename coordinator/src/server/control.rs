@@ -7,7 +7,7 @@ use roost_protocol::frame::Kind;
 use roost_protocol::messages::control::{
     Answer, ClusterSummary, ControlRequest, ControlResponse, Heartbeat, Query,
 };
-use roost_protocol::{ControlError, NodeId, Term};
+use roost_protocol::{ControlError, NodeId};
 use tokio::time::Instant;
 
 use super::change::change;
@@ -31,7 +31,7 @@ pub(super) async fn control(
 ) -> Result<ControlResponse, ControlError> {
     shared.check_disk()?;
     match request {
-        ControlRequest::Heartbeat(heartbeat) => hear(shared, heartbeat, by).map(ControlResponse::Heard),
+        ControlRequest::Heartbeat(heartbeat) => hear(shared, heartbeat, by),
         request @ (ControlRequest::Change { .. }
         | ControlRequest::Query(_)
         | ControlRequest::Reconfigure(_))
@@ -53,7 +53,7 @@ pub(super) async fn control(
 }
 
 /// Takes a report. A node that is no member is heard too, so that it knows who leads, but nothing is kept of it.
-fn hear(shared: &Shared, heartbeat: Heartbeat, by: &str) -> Result<Term, ControlError> {
+fn hear(shared: &Shared, heartbeat: Heartbeat, by: &str) -> Result<ControlResponse, ControlError> {
     let member = bears(shared, heartbeat.node, by)?;
     let heard = shared.registry(|registry| {
         let changed = member && registry.handle_heartbeat(heartbeat, Instant::now());
@@ -63,7 +63,8 @@ fn hear(shared: &Shared, heartbeat: Heartbeat, by: &str) -> Result<Term, Control
     if let Some(soft) = changed {
         shared.publish(soft);
     }
-    Ok(term)
+    let epoch = shared.machine.state(|state| state.view_epoch());
+    Ok(ControlResponse::Heard { term, epoch })
 }
 
 /// Whether `node` is a member here, and then of the name that stands in the certificate of whoever speaks for it.

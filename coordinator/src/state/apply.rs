@@ -85,8 +85,11 @@ impl State {
                 Ok(Outcome::Applied)
             }
             Command::Reserve { files } => self.reserve(files),
-            Command::CommitVersion { model, digest, manifest, note, holders } => {
-                self.commit_version(model, digest, manifest, note, holders, by)
+            Command::CommitVersion { model, digest, manifest, note, holders, new_version } => {
+                match self.version_of(model, digest).filter(|_| !new_version) {
+                    Some(version) => Ok(Outcome::Pushed { version, stable: false, existing: true }),
+                    None => self.commit_version(model, digest, manifest, note, holders, by),
+                }
             }
             Command::StartRollout { target, weight } => {
                 let now_ms = self.now_ms;
@@ -128,6 +131,7 @@ impl State {
             Command::Exclude { node, joined, version, reason: _ } => self.exclude(*node, *joined, version),
             Command::Collect { digest, reserved_at_ms } => self.collect(digest, *reserved_at_ms),
             Command::Refuse { error } => Err(CommandError::clone(error)),
+            Command::Retain { model, keep } => self.retain(model, *keep),
         }
     }
 
@@ -218,7 +222,31 @@ impl State {
         if let Some(bundle) = self.bundles.get_mut(digest) {
             bundle.reserved_at_ms = None;
         }
-        Ok(Outcome::Pushed { version, stable: !known })
+        Ok(Outcome::Pushed { version, stable: !known, existing: false })
+    }
+
+    /// The newest version of a model that is made of a bundle.
+    fn version_of(&self, model: &ModelName, digest: &Digest) -> Option<Version> {
+        let versions = self.models.get(model)?.versions.iter();
+        versions.rev().find(|(_, version)| version.digest == *digest).map(|(number, _)| *number)
+    }
+
+    fn retain(&mut self, model: &ModelName, keep: u32) -> Result<Outcome, CommandError> {
+        let record = self.model_mut(model)?;
+        let hosted = record.hosted();
+        // The newest is always kept: its number tells the next one, and no number is given twice.
+        let old = record.versions.len().saturating_sub(keep.max(1) as usize);
+        let versions: Vec<Version> =
+            record.versions.keys().take(old).filter(|version| !hosted.contains(version)).copied().collect();
+        let forgotten = versions.iter().filter_map(|version| record.versions.remove(version));
+        let forgotten: BTreeSet<Digest> = forgotten.map(|version| version.digest).collect();
+        let needed =
+            self.models.values().flat_map(|model| model.versions.values().map(|version| version.digest));
+        let needed: BTreeSet<Digest> = needed.collect();
+        for digest in forgotten.difference(&needed) {
+            self.bundles.remove(digest);
+        }
+        Ok(Outcome::Forgotten { versions })
     }
 
     fn check_holders(&self, holders: &BTreeSet<NodeId>) -> Result<(), CommandError> {

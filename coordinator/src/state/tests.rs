@@ -99,6 +99,7 @@ impl Cluster {
             manifest: Box::default(),
             note: String::new(),
             holders: holders.iter().map(|id| NodeId(*id)).collect(),
+            new_version: true,
         })
     }
 
@@ -124,11 +125,63 @@ impl Cluster {
 #[test]
 fn the_first_version_serves_and_the_next_waits() {
     let mut cluster = Cluster::new();
-    assert_eq!(cluster.push("a", &[1, 2]), Ok(Outcome::Pushed { version: Version(1), stable: true }));
-    assert_eq!(cluster.push("b", &[2, 3]), Ok(Outcome::Pushed { version: Version(2), stable: false }));
+    assert_eq!(
+        cluster.push("a", &[1, 2]),
+        Ok(Outcome::Pushed { version: Version(1), stable: true, existing: false })
+    );
+    assert_eq!(
+        cluster.push("b", &[2, 3]),
+        Ok(Outcome::Pushed { version: Version(2), stable: false, existing: false })
+    );
     let view = cluster.state.view().unwrap();
     assert_eq!(view.models[&digits()].versions.keys().copied().collect::<Vec<_>>(), [Version(1)]);
     assert_eq!(view.epoch.index, cluster.index);
+}
+
+#[test]
+fn the_same_bundle_is_the_same_version_unless_another_is_asked_for() {
+    let mut cluster = Cluster::with_versions(2);
+    let commit = |new_version| Command::CommitVersion {
+        model: digits(),
+        digest: files("v1").digest(),
+        manifest: Box::default(),
+        note: String::new(),
+        holders: [NodeId(1), NodeId(2)].into(),
+        new_version,
+    };
+    let again = Outcome::Pushed { version: Version(1), stable: false, existing: true };
+    assert_eq!(cluster.run(commit(false)), Ok(again));
+    let another = Outcome::Pushed { version: Version(3), stable: false, existing: false };
+    assert_eq!(cluster.run(commit(true)), Ok(another));
+}
+
+#[test]
+fn old_versions_are_forgotten_and_none_that_is_needed() {
+    let mut cluster = Cluster::with_versions(6);
+    let retain = |keep| Command::Retain { model: digits(), keep };
+    // 1 is stable, 2 bears a label, 3 is rolled out to.
+    let label = Label::new("prod").unwrap();
+    cluster.run(Command::SetLabel { version: at(2), label }).unwrap();
+    cluster.run(Command::StartRollout { target: at(3), weight: weight("5%") }).unwrap();
+    let forgotten = |versions: &[u32]| {
+        Ok(Outcome::Forgotten { versions: versions.iter().copied().map(Version).collect() })
+    };
+    assert_eq!(cluster.run(retain(2)), forgotten(&[4]));
+    assert!(cluster.state.bundle(&files("v4").digest()).is_none());
+    assert!(cluster.state.bundle(&files("v3").digest()).is_some());
+    assert_eq!(cluster.run(retain(2)), forgotten(&[]));
+    // The newest stays, so that no number is given twice.
+    assert_eq!(cluster.run(retain(0)), forgotten(&[5]));
+    assert_eq!(
+        cluster.push("v4", &[1, 2]),
+        Ok(Outcome::Pushed { version: Version(7), stable: false, existing: false })
+    );
+    // A bundle that another version is made of stays.
+    cluster.push("v6", &[1, 2]).unwrap();
+    assert_eq!(cluster.run(retain(1)), forgotten(&[6, 7]));
+    assert!(cluster.state.bundle(&files("v6").digest()).is_some());
+    let unknown = Command::Retain { model: ModelName::new("x").unwrap(), keep: 1 };
+    assert!(matches!(cluster.run(unknown), Err(CommandError::UnknownModel { .. })));
 }
 
 #[test]
@@ -144,6 +197,7 @@ fn a_version_needs_a_quorum_of_voters_that_hold_it() {
         manifest: Box::default(),
         note: String::new(),
         holders: [NodeId(1), NodeId(2)].into(),
+        new_version: true,
     };
     assert!(matches!(cluster.run(never_reserved), Err(CommandError::NotReserved { .. })));
     assert_eq!(cluster.state.view().unwrap().models.len(), 0);

@@ -117,7 +117,10 @@ async fn push(
     operator.change(Change::ReservePush { files: list.clone() }).await.unwrap();
     upload(&operator.bundles, party.address(1), &list, &contents).await.unwrap();
     let (digest, manifest, note) = (list.digest(), Box::new(manifest), String::new());
-    Ok(operator.change(Change::CommitPush { model: digits(), digest, manifest, note }).await?.outcome)
+    Ok(operator
+        .change(Change::CommitPush { model: digits(), digest, manifest, note, new_version: true })
+        .await?
+        .outcome)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -140,7 +143,7 @@ async fn a_push_states_what_its_bundle_says() {
     let Answer::Models(models) = operator.query(Query::Models).await else { panic!() };
     assert_eq!(models, [], "nothing was made of them");
     let pushed = push(&party, &operator, "replicas = 3", three).await.unwrap();
-    assert_eq!(pushed, Outcome::Pushed { version: Version(1), stable: true });
+    assert_eq!(pushed, Outcome::Pushed { version: Version(1), stable: true, existing: false });
     stop_all(members).await;
 }
 

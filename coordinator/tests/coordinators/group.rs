@@ -18,8 +18,14 @@ async fn a_group_forms_agrees_loses_one_and_takes_it_back() {
     let party = Party::new(3);
     let mut members = party.members().await;
     let operator = party.operator().await;
-    assert_eq!(operator.push(b"one").await, Outcome::Pushed { version: Version(1), stable: true });
-    assert_eq!(operator.push(b"two").await, Outcome::Pushed { version: Version(2), stable: false });
+    assert_eq!(
+        operator.push(b"one").await,
+        Outcome::Pushed { version: Version(1), stable: true, existing: false }
+    );
+    assert_eq!(
+        operator.push(b"two").await,
+        Outcome::Pushed { version: Version(2), stable: false, existing: false }
+    );
     let refused = operator.change(Change::Undo { model: digits() }).await.unwrap_err();
     assert!(matches!(refused, ControlError::Refused(CommandError::NothingToUndo { .. })), "{refused}");
     let Answer::Cluster(cluster) = operator.query(Query::Cluster).await else { panic!() };

@@ -29,7 +29,10 @@ async fn logged(words: &[&str]) {
 async fn group_without_one(party: &Party) -> (Vec<Option<Member>>, usize) {
     let mut members = party.members().await;
     let operator = party.operator().await;
-    assert_eq!(operator.push(b"one").await, Outcome::Pushed { version: Version(1), stable: true });
+    assert_eq!(
+        operator.push(b"one").await,
+        Outcome::Pushed { version: Version(1), stable: true, existing: false }
+    );
     let gone = if operator.leader().await == 3 { 2 } else { 3 };
     members[gone - 1].take().unwrap().stop().await;
     (members, gone)

@@ -419,7 +419,13 @@ impl Operator {
 
 /// Makes an uploaded bundle the next version of `digits`.
 pub fn commit(digest: Digest) -> Change {
-    Change::CommitPush { model: digits(), digest, manifest: Box::default(), note: String::new() }
+    Change::CommitPush {
+        model: digits(),
+        digest,
+        manifest: Box::default(),
+        note: String::new(),
+        new_version: true,
+    }
 }
 
 pub fn files_of(content: &[u8]) -> FileList {
@@ -489,7 +495,7 @@ impl Worker {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.ask(self.report(ready)).await {
-                Ok(ControlResponse::Heard(term)) => return term,
+                Ok(ControlResponse::Heard { term, .. }) => return term,
                 Ok(other) => panic!("{other:?}"),
                 Err(error) => assert!(Instant::now() < deadline, "{error}"),
             }

@@ -56,7 +56,7 @@ async fn a_request_has_one_outcome_whenever_it_is_asked_again() {
     // A commit that is sent again, and again by way of another coordinator, makes one version.
     let digest = operator.upload(b"two").await.digest();
     let pushed = operator.change_as(RequestId(2 << 64), commit(digest)).await.unwrap();
-    assert_eq!(pushed.outcome, Outcome::Pushed { version: Version(2), stable: false });
+    assert_eq!(pushed.outcome, Outcome::Pushed { version: Version(2), stable: false, existing: false });
     for number in 1..=3 {
         let request = RequestId(2 << 64);
         let again = ControlRequest::Change { request, sent: Epoch::default(), change: commit(digest) };

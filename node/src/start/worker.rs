@@ -53,7 +53,7 @@ struct WorkerRole {
     control: Control,
     node: NodeId,
     endpoint: Endpoint,
-    follower: Follower,
+    follower: Arc<Follower>,
     tasks: Tasks,
     drain: Duration,
 }
@@ -73,7 +73,9 @@ impl WorkerRole {
         let follower =
             Follower::start(dialler.clone(), seeds.clone(), all, Sources::Coordinators, entropy.seed());
         let published = follower.published();
-        let control = Control::new(dialler.clone(), published.clone(), seeds, entropy.seed());
+        let follower = Arc::new(follower);
+        // The leader's answers to reports tell whether the watched coordinator lags, or is none any more.
+        let control = Control::following(dialler.clone(), follower.clone(), seeds, entropy.seed());
         let store = BundleStore::new(environment.files.bundles("cache")?);
         let links = Links::new(dialler, Service::Bundle);
         let settings = context.config.cluster.worker.clone();

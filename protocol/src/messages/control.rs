@@ -60,8 +60,13 @@ pub enum ControlResponse {
     Done(Done),
     /// A read's answer.
     Answer(Box<Answer>),
-    /// A report was heard by the leader of this term.
-    Heard(Term),
+    /// A report was heard by the leader.
+    Heard {
+        /// Its term.
+        term: Term,
+        /// The view that it has. A node that does not get it where it watches should watch elsewhere.
+        epoch: Epoch,
+    },
     /// It was not done.
     Failed(ControlError),
     /// Who coordinates was changed as asked, or had been before.
@@ -130,6 +135,8 @@ pub enum Change {
         manifest: Box<Manifest>,
         /// A free text.
         note: String,
+        /// Whether it becomes another version also where the model has one of this bundle already.
+        new_version: bool,
     },
     /// Starts to lead a model's traffic to another version.
     StartRollout {
@@ -188,6 +195,13 @@ pub enum Change {
         /// Whether it drains.
         draining: bool,
     },
+    /// Forgets a model's old versions.
+    Retain {
+        /// The model.
+        model: ModelName,
+        /// How many of the newest are kept, beside those that take traffic, may take it by an undo, or bear a label.
+        keep: u32,
+    },
 }
 
 /// What a committed change led to.
@@ -215,11 +229,18 @@ pub enum Outcome {
         version: Version,
         /// Whether it is the model's first, and so serves all its traffic.
         stable: bool,
+        /// Whether it was there before: the model had a version of this bundle.
+        existing: bool,
     },
     /// The model's traffic changed.
     Rerouted {
         /// The revision that it is at now.
         revision: Revision,
+    },
+    /// Versions were forgotten.
+    Forgotten {
+        /// Which.
+        versions: Vec<Version>,
     },
 }
 

@@ -40,7 +40,8 @@ fn of_change(change: &Change) -> &'static [Role] {
         | Change::Abort { .. }
         | Change::Undo { .. }
         | Change::SetLabel { .. }
-        | Change::RemoveLabel { .. } => &[Role::Operator],
+        | Change::RemoveLabel { .. }
+        | Change::Retain { .. } => &[Role::Operator],
         Change::Join { .. } | Change::Drain { .. } => &[Role::Worker],
     }
 }

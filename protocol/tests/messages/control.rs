@@ -137,6 +137,7 @@ fn changes() -> Vec<Change> {
             digest: files().digest(),
             manifest: Box::new(manifest()),
             note: "trained on Monday".to_owned(),
+            new_version: false,
         },
         Change::StartRollout { target: model_version(2), weight: weight() },
         Change::Promote { model: model() },
@@ -152,6 +153,7 @@ fn changes() -> Vec<Change> {
         },
         Change::Drain { node: NodeId(10), draining: true },
         Change::Drain { node: NodeId(10), draining: false },
+        Change::Retain { model: model(), keep: 3 },
     ]
 }
 
@@ -170,7 +172,7 @@ fn responses() -> Vec<ControlResponse> {
     vec![
         ControlResponse::Done(Done { epoch: epoch(300), outcome: Outcome::Applied }),
         ControlResponse::Answer(Box::new(Answer::Models(vec![]))),
-        ControlResponse::Heard(Term(5)),
+        ControlResponse::Heard { term: Term(5), epoch: epoch(300) },
         ControlResponse::Failed(ControlError::NotLeader { leader: None }),
         ControlResponse::Reconfigured(Reconfigured::Changed),
     ]
@@ -181,8 +183,9 @@ fn outcomes() -> Vec<Outcome> {
         Outcome::Applied,
         Outcome::Reserved { known: true },
         Outcome::Reserved { known: false },
-        Outcome::Pushed { version: Version(2), stable: false },
+        Outcome::Pushed { version: Version(2), stable: false, existing: true },
         Outcome::Rerouted { revision: Revision(12) },
+        Outcome::Forgotten { versions: vec![Version(1), Version(2)] },
     ]
 }
 

@@ -65,8 +65,9 @@ variants! {
     Watched { All, Models }
     Change {
         ReservePush, CommitPush, StartRollout, Promote, Abort, Undo, SetLabel, RemoveLabel, Join, Drain,
+        Retain,
     }
-    Outcome { Applied, Reserved, Pushed, Rerouted }
+    Outcome { Applied, Reserved, Pushed, Rerouted, Forgotten }
     Query { Models, Versions, Rollout, Cluster, Files, Members }
     Answer { Models, Versions, Rollout, Cluster, Files, Members }
     RolloutState { Preparing, Running, Paused }

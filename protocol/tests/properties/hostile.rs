@@ -190,6 +190,7 @@ fn dense_messages_stay_in_proportion() {
         digest: state::files().digest(),
         manifest: Box::new(manifest),
         note: String::new(),
+        new_version: false,
     };
     let short = ModelName::new("m").expect("a name");
     let report =

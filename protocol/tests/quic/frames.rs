@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use roost_protocol::error::ControlError;
 use roost_protocol::frame::{FrameError, Kind, Prefix, encode_message};
-use roost_protocol::ids::Term;
+use roost_protocol::ids::{Epoch, Term};
 use roost_protocol::limits::CONTROL_REQUEST_BYTES_MAX;
 use roost_protocol::messages::control::{ControlRequest, ControlResponse, Query};
 use roost_protocol::quic::stream::{read_message, write_body};
@@ -12,6 +12,9 @@ use tokio::sync::mpsc;
 
 use crate::allocations::measure;
 use crate::party::{Listener, dialler, within};
+
+const HEARD: ControlResponse =
+    ControlResponse::Heard { term: Term(1), epoch: Epoch { generation: 1, index: 7 } };
 
 type Read = Result<ControlRequest, StreamError>;
 
@@ -23,8 +26,7 @@ fn answer(link: Link) -> mpsc::UnboundedReceiver<Read> {
             let read: Read = read_message(&mut recv, Kind::ControlRequest).await;
             if read.is_ok() {
                 // A stream that broke meanwhile shows at the asker.
-                let _ =
-                    write_message(&mut send, Kind::ControlResponse, &ControlResponse::Heard(Term(1))).await;
+                let _ = write_message(&mut send, Kind::ControlResponse, &HEARD).await;
                 finish(&mut send);
             }
             let _ = sender.send(read);
@@ -38,7 +40,7 @@ async fn assert_works(link: &Link, reads: &mut mpsc::UnboundedReceiver<Read>) {
     let query = ControlRequest::Query(Query::Models);
     let heard: ControlResponse =
         link.ask((Kind::ControlRequest, &query), Kind::ControlResponse).await.expect("the connection works");
-    assert_eq!(heard, ControlResponse::Heard(Term(1)));
+    assert_eq!(heard, HEARD);
     assert_eq!(reads.recv().await.expect("it was read").expect("it is a request"), query);
 }
 
@@ -127,7 +129,7 @@ async fn a_response_that_stops_half_way_is_asked_for_elsewhere() {
     let mut node = Listener::start(&[Service::Control]).await;
     let link = dialler(&[Role::Client]).await.dial(&node.address, Service::Control).await.unwrap();
     let served = node.link().await;
-    let response = encode_message(Kind::ControlResponse, &ControlResponse::Heard(Term(1))).unwrap();
+    let response = encode_message(Kind::ControlResponse, &HEARD).unwrap();
     let query = ControlRequest::Query(Query::Models);
     for bytes in [0, 5, Prefix::BYTES, response.len() - 1] {
         let answer = async {

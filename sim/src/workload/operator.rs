@@ -92,7 +92,7 @@ impl Operator<'_> {
         let call = Call::Push { note: note.clone(), digest: bundle.files().digest() };
         let op = self.workload.0.history.invoke(self.host, model, call);
         let begun = Begun::new(self.workload, op);
-        let pushed = self.client.control().push(model, &bundle, &note, |_| {}).await;
+        let pushed = self.client.control().push_new_version(model, &bundle, &note, |_| {}).await;
         begun.end(match pushed {
             Ok(pushed) => Some((Return::Pushed { version: pushed.version, stable: pushed.stable }, None)),
             Err(PushError::Control(ControlError::Refused(error))) => Some((Return::Refused(error), None)),
@@ -149,8 +149,8 @@ fn returned(outcome: Outcome) -> Option<Return> {
     match outcome {
         Outcome::Applied => Some(Return::Applied),
         Outcome::Rerouted { revision } => Some(Return::Rerouted(revision)),
-        Outcome::Pushed { version, stable } => Some(Return::Pushed { version, stable }),
-        // No operation here asks for a reservation.
-        Outcome::Reserved { .. } => None,
+        Outcome::Pushed { version, stable, existing: _ } => Some(Return::Pushed { version, stable }),
+        // No operation here asks for a reservation, or has versions forgotten.
+        Outcome::Reserved { .. } | Outcome::Forgotten { .. } => None,
     }
 }

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::certs::CertsCommand;
 use crate::cluster::ClusterCommand;
 use crate::infer::InferArguments;
-use crate::models::{LabelCommand, ModelArgument};
+use crate::models::{LabelCommand, VersionsArguments};
 use crate::push::PushArguments;
 use crate::rollout::RolloutCommand;
 use crate::session::Global;
@@ -61,8 +61,8 @@ pub enum OnCluster {
     Push(PushArguments),
     /// Lists the models, and where their traffic goes
     Models,
-    /// Lists a model's versions
-    Versions(ModelArgument),
+    /// Lists a model's versions, or forgets old ones
+    Versions(VersionsArguments),
     /// Leads a model's traffic from one version to another
     #[command(subcommand)]
     Rollout(RolloutCommand),
@@ -71,7 +71,7 @@ pub enum OnCluster {
     Label(LabelCommand),
     /// Asks a model, with inputs from files
     Infer(InferArguments),
-    /// Shows the cluster
+    /// Shows the cluster, and changes who coordinates
     #[command(subcommand)]
     Cluster(ClusterCommand),
 }
@@ -93,7 +93,8 @@ mod tests {
             "models",
             "models --output json --timeout 2.5",
             "--profile a.toml versions digits",
-            "push digits folder --note text",
+            "versions retain digits --keep 3",
+            "push digits folder --note text --new-version",
             "rollout start digits@2 --steps 20%",
             "rollout status digits",
             "rollout promote digits",
@@ -125,6 +126,9 @@ mod tests {
     fn bad_lines_are_refused() {
         for line in [
             "model",
+            "versions",
+            "versions retain digits",
+            "versions retain digits --keep 0",
             "push digits",
             "push Digits folder",
             "rollout start digits --steps 20%",

@@ -72,7 +72,7 @@ async fn carry_out(session: &Session, command: OnCluster) -> anyhow::Result<()> 
     match command {
         OnCluster::Push(arguments) => push::run(session, arguments).await,
         OnCluster::Models => models::models(session).await,
-        OnCluster::Versions(arguments) => models::versions(session, &arguments.model).await,
+        OnCluster::Versions(arguments) => models::versions(session, arguments).await,
         OnCluster::Rollout(command) => rollout::run(session, command).await,
         OnCluster::Label(command) => models::label(session, command).await,
         OnCluster::Infer(arguments) => infer::run(session, arguments).await,

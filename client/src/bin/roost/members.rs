@@ -102,12 +102,12 @@ pub async fn run(session: &Session, command: MembersCommand) -> anyhow::Result<(
         MembersCommand::List => None,
         MembersCommand::Add { name, address } => {
             reconfigure(Reconfigure::Add { name: name.clone(), address }).await?;
-            Some(format!("{name} is a learner; next: roost cluster members promote {name}"))
+            Some(format!("{name} is a member; if it is to vote: roost cluster members promote {name}"))
         }
         MembersCommand::Promote { members } => {
             let promote = find_all(&control.members().await?, &members)?;
             reconfigure(Reconfigure::Change { promote, remove: BTreeSet::new() }).await?;
-            Some(format!("{} may vote", members.join(", ")))
+            Some(format!("{} may vote; name every member in the config of each machine", members.join(", ")))
         }
         MembersCommand::Remove { members } => {
             let remove = find_all(&control.members().await?, &members)?;

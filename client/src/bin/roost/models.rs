@@ -24,6 +24,31 @@ pub struct ModelArgument {
     pub model: ModelName,
 }
 
+/// Which versions to list, or what to do with them.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct VersionsArguments {
+    #[command(subcommand)]
+    command: Option<VersionsCommand>,
+    /// The model
+    #[arg(required = true)]
+    model: Option<ModelName>,
+}
+
+/// What to do with a model's versions.
+#[derive(Debug, Subcommand)]
+pub enum VersionsCommand {
+    /// Forgets old versions; never one that takes traffic, may take it by an undo, or bears a label
+    #[command(after_help = "Example:\n  roost versions retain digits --keep 5")]
+    Retain {
+        /// The model
+        model: ModelName,
+        /// How many of the newest are kept beside those
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        keep: u32,
+    },
+}
+
 /// What to do with labels.
 #[derive(Debug, Subcommand)]
 pub enum LabelCommand {
@@ -217,11 +242,45 @@ pub async fn models(session: &Session) -> anyhow::Result<()> {
     Ok(session.output.print(&Models::of(models))?)
 }
 
+/// The versions that were forgotten.
+#[derive(Debug, Serialize)]
+struct Forgotten {
+    model: String,
+    forgotten: Vec<u32>,
+}
+
+impl Report for Forgotten {
+    fn text(&self) -> String {
+        let Self { model, forgotten } = self;
+        if forgotten.is_empty() {
+            return format!("{model} has no version that could be forgotten\n");
+        }
+        let versions: Vec<_> = forgotten.iter().map(|version| format!("{model}@{version}")).collect();
+        format!("forgot {}; what they alone were made of is removed from disks\n", versions.join(", "))
+    }
+}
+
+/// Lists a model's versions, or forgets old ones.
+///
+/// # Errors
+/// When there is no such model; the control plane's.
+pub async fn versions(session: &Session, arguments: VersionsArguments) -> anyhow::Result<()> {
+    match (arguments.command, arguments.model) {
+        (Some(VersionsCommand::Retain { model, keep }), _) => {
+            let forgotten = session.client.control().retain(&model, keep).await?;
+            let forgotten = forgotten.into_iter().map(|version| version.0).collect();
+            Ok(session.output.print(&Forgotten { model: model.to_string(), forgotten })?)
+        }
+        (None, Some(model)) => list_versions(session, &model).await,
+        (None, None) => anyhow::bail!("which model's versions?"),
+    }
+}
+
 /// Lists a model's versions.
 ///
 /// # Errors
 /// The control plane's.
-pub async fn versions(session: &Session, model: &ModelName) -> anyhow::Result<()> {
+async fn list_versions(session: &Session, model: &ModelName) -> anyhow::Result<()> {
     let control = session.client.control();
     let versions = control.versions(model).await?;
     let models = control.models().await?;

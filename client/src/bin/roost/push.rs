@@ -33,6 +33,9 @@ pub struct PushArguments {
     /// A text that is kept with the version
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     note: String,
+    /// Makes another version even if the model has one of this very bundle
+    #[arg(long)]
+    new_version: bool,
 }
 
 /// What a push led to.
@@ -42,6 +45,7 @@ struct PushReport {
     model: String,
     number: u32,
     stable: bool,
+    existing: bool,
     digest: String,
     bytes: u64,
 }
@@ -54,6 +58,7 @@ impl PushReport {
             model: model.to_string(),
             number: pushed.version.0,
             stable: pushed.stable,
+            existing: pushed.existing,
             digest: files.digest().to_string(),
             bytes: files.bytes(),
         }
@@ -63,7 +68,9 @@ impl PushReport {
 impl Report for PushReport {
     fn text(&self) -> String {
         let Self { version, model, .. } = self;
-        let serves = if self.stable {
+        let serves = if self.existing {
+            "it is there already, made of this very bundle; --new-version makes another".to_owned()
+        } else if self.stable {
             format!("it is the first of {model} and takes all its traffic as soon as it is loaded")
         } else {
             format!("it takes no traffic yet; next: roost rollout start {version} --steps 20%")
@@ -77,20 +84,24 @@ impl Report for PushReport {
 /// # Errors
 /// When the folder is no bundle, or the cluster does not take it.
 pub async fn run(session: &Session, arguments: PushArguments) -> anyhow::Result<()> {
-    let PushArguments { model, folder, note } = arguments;
+    let PushArguments { model, folder, note, new_version } = arguments;
     let bundle = LocalBundle::open(folder).await?;
     if !bundle.left_out().is_empty() {
         eprintln!("left out: {}", bundle.left_out().join(", "));
     }
     let bar = progress_bar(bundle.files().bytes());
-    let pushed = session.client.control().push(&model, &bundle, &note, |progress| match progress {
+    let (control, tell) = (session.client.control(), |progress| match progress {
         PushProgress::Uploading { to, sent, of: _ } => {
             bar.set_message(format!("uploading to {to}"));
             bar.set_position(sent);
         }
         PushProgress::Committing => bar.set_message("the coordinators copy and commit it"),
     });
-    let pushed = pushed.await;
+    let pushed = if new_version {
+        control.push_new_version(&model, &bundle, &note, tell).await
+    } else {
+        control.push(&model, &bundle, &note, tell).await
+    };
     bar.finish_and_clear();
     Ok(session.output.print(&PushReport::of(&model, &bundle, pushed?))?)
 }
@@ -121,7 +132,11 @@ mod tests {
     fn report(stable: bool) -> PushReport {
         let files: BTreeMap<_, _> = [("model.onnx".to_owned(), vec![7u8; 3_000].into())].into();
         let bundle = LocalBundle::from_bytes(files).unwrap();
-        PushReport::of(&ModelName::new("digits").unwrap(), &bundle, Pushed { version: Version(2), stable })
+        PushReport::of(
+            &ModelName::new("digits").unwrap(),
+            &bundle,
+            Pushed { version: Version(2), stable, existing: false },
+        )
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct Global {
     #[arg(long, global = true, value_name = "FILE", help_heading = HEADING)]
     #[arg(env = "ROOST_PROFILE", hide_env_values = true)]
     pub profile: Option<PathBuf>,
-    /// How long it may take in all [default: 10 to connect, 10 for a change; a push what it needs]
+    /// How long it may take in all [default: 10 to connect, 10 for a change, 120 for one of members; a push what it needs]
     #[arg(long, global = true, value_name = "SECONDS", help_heading = HEADING, value_parser = seconds)]
     pub timeout: Option<Duration>,
     /// What to print: text for people, json for programs

@@ -36,6 +36,7 @@ fn what_commands_bring_is_bounded() {
             manifest: Box::new(Manifest { labels, ..Manifest::default() }),
             note: String::new(),
             holders: [NodeId(1), NodeId(2)].into(),
+            new_version: true,
         })
     };
     limited(commit(&mut cluster, "digits", 300 << 10));

@@ -43,10 +43,11 @@ fn a_refusal_of_the_plan_leaves_the_request_open() {
         manifest: Box::default(),
         note: String::new(),
         holders: holders.iter().map(|id| NodeId(*id)).collect(),
+        new_version: true,
     };
     assert!(matches!(cluster.ask(2, commit(&[1])), Err(CommandError::TooFewHolders { .. })));
     let pushed = cluster.ask(2, commit(&[1, 2]));
-    assert_eq!(pushed, Ok(Outcome::Pushed { version: Version(3), stable: false }));
+    assert_eq!(pushed, Ok(Outcome::Pushed { version: Version(3), stable: false, existing: false }));
     assert_eq!(cluster.ask(2, commit(&[])), pushed);
 }
 
@@ -94,6 +95,7 @@ fn every_other_refusal_is_the_outcome_of_its_request() {
         manifest: Box::default(),
         note: String::new(),
         holders: BTreeSet::new(),
+        new_version: true,
     };
     let refused = cluster.ask(2, commit.clone());
     assert!(matches!(refused, Err(CommandError::NotReserved { .. })));
