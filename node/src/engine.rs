@@ -1,4 +1,4 @@
-//! Engines: what runs a model. [`onnxruntime`] today; the native engine implements the same traits.
+//! Engines: what runs a model. [`native`] is Roost's own; [`onnxruntime`] takes what it does not support.
 //!
 //! An engine loads a bundle into sessions. A session runs one batch at a time on the executor that owns it, writes its
 //! outputs to a [`Sink`], and can be cancelled from another thread. Nothing here knows of requests, versions or nodes.
@@ -13,6 +13,8 @@ use roost_protocol::manifest::{EngineChoice, Manifest};
 use roost_protocol::messages::infer::Named;
 use roost_protocol::{DType, Tensor, TensorView};
 
+#[cfg(feature = "native")]
+pub mod native;
 #[cfg(feature = "onnxruntime")]
 pub mod onnxruntime;
 
@@ -171,6 +173,12 @@ pub trait Engine: Send + Sync + 'static {
 pub trait Session: Send {
     /// What the model takes and gives.
     fn signature(&self) -> &Signature;
+
+    /// Why a row's result may depend on the rows beside it, where the engine knows that it may: such a model's requests
+    /// do not share a batch.
+    fn batch_variant(&self) -> Option<&str> {
+        None
+    }
 
     /// Runs a batch. `inputs` are in the order of [`Signature::inputs`] and fit it; outputs go to `sink`.
     ///

@@ -97,11 +97,25 @@ async fn s3_store(_: &S3Config, _: &ClusterConfig, _: &NodeEntry) -> anyhow::Res
 /// The engines that this machine has, in the order in which `auto` tries them, and why others are not among them.
 pub(crate) fn engines(library: Option<&Path>) -> (Vec<Arc<dyn Engine>>, Vec<Missing>) {
     let (mut engines, mut missing): (Vec<Arc<dyn Engine>>, _) = (Vec::new(), Vec::new());
+    match native() {
+        Ok(engine) => engines.push(engine),
+        Err(reason) => missing.push(Missing { engine: EngineChoice::Native, reason }),
+    }
     match onnxruntime(library) {
         Ok(engine) => engines.push(engine),
         Err(reason) => missing.push(Missing { engine: EngineChoice::OnnxRuntime, reason }),
     }
     (engines, missing)
+}
+
+#[cfg(feature = "native")]
+fn native() -> Result<Arc<dyn Engine>, String> {
+    Ok(Arc::new(crate::engine::native::Native::new()))
+}
+
+#[cfg(not(feature = "native"))]
+fn native() -> Result<Arc<dyn Engine>, String> {
+    Err("this build has no native engine; build with the feature native".to_owned())
 }
 
 #[cfg(feature = "onnxruntime")]
@@ -122,8 +136,12 @@ mod tests {
     #[test]
     fn a_missing_engine_says_why() {
         let (engines, missing) = engines(Some(Path::new("/nowhere/libonnxruntime.so")));
-        assert!(engines.is_empty());
-        assert_eq!(missing[0].engine, EngineChoice::OnnxRuntime);
+        assert_eq!(engines.len(), usize::from(cfg!(feature = "native")));
+        let expected: &[_] = match cfg!(feature = "native") {
+            true => &[EngineChoice::OnnxRuntime],
+            false => &[EngineChoice::Native, EngineChoice::OnnxRuntime],
+        };
+        assert_eq!(missing.iter().map(|missing| missing.engine).collect::<Vec<_>>(), expected);
         let expected = if cfg!(feature = "onnxruntime") { "/nowhere/libonnxruntime.so" } else { "feature" };
         let why = crate::engine::why_none(&missing);
         assert!(why.contains(expected), "{why}");

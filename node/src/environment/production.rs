@@ -1,10 +1,11 @@
 //! The [`Environment`] of a real process: the operating system's sockets, files, clock, entropy and threads.
 //!
-//! In reading order: [`files`] is the data folder, [`s3`] a store of bundles beside it, [`threads`] the executors and
+//! In reading order: [`files`] is the data folder, [`mapped`] its bundles, [`s3`] a store of bundles beside it, [`threads`] the executors and
 //! runtimes, [`machine`] what the process runs on. The simulator takes nothing from here.
 
 pub mod files;
 pub mod machine;
+pub mod mapped;
 #[cfg(feature = "s3")]
 pub mod s3;
 pub mod threads;

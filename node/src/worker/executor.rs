@@ -87,7 +87,11 @@ pub fn load(
 ) -> Result<Loaded, LoadFailure> {
     let (engine, session) = make_session(engines, missing, bundle)?;
     let plan = Plan::new(version, session.signature().clone(), &bundle.manifest);
-    let plan = plan.map_err(|error| LoadFailure::Final(reason(error)))?;
+    let mut plan = plan.map_err(|error| LoadFailure::Final(reason(error)))?;
+    if let Some(why) = session.batch_variant().filter(|_| plan.batches) {
+        tracing::info!(version = %plan.version, why, "its requests run one by one: rows of a batch are not independent");
+        plan.batches = false;
+    }
     Ok(Loaded { engine, plan, session })
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A version batches when every input and every output has a row axis of free size in `batch_axes`, none holds strings,
 //! and `batch_rows_max` is above 1. An input without a row axis would have to be equal in all requests of a batch; finding
-//! that out costs a comparison of all its bytes for a case that is rare, so such a version never batches.
+//! that out costs a comparison of all its bytes for a case that is rare, so such a version never batches. Nor does one
+//! whose rows depend on each other ([`crate::engine::Session::batch_variant`]).
 
 use roost_protocol::limits::{TENSOR_BYTES_MAX, TENSORS_MAX};
 use roost_protocol::manifest::Manifest;

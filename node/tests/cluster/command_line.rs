@@ -62,7 +62,7 @@ async fn push_two_versions(roost: &Roost) {
         assert_eq!(rows(&status, worker)[0][2..4], ["active", "live"], "{status}");
     }
     for cells in rows(&status, "digits@1") {
-        assert_eq!(cells[2..5], ["yes", "ready", "onnxruntime"], "{status}");
+        assert_eq!(cells[2..5], ["yes", "ready", "native"], "{status}");
     }
 
     let said = roost.ok("push digits models/v2").await;

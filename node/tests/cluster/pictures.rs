@@ -1,4 +1,5 @@
-//! A real network of pictures: SqueezeNet, with ImageNet's weights and classes, names the photos that come with it.
+//! A real network of pictures: SqueezeNet, with ImageNet's weights and classes, names the photos that come with it. It is
+//! pushed twice: for whichever engine can run it, which is the native one, and for ONNX Runtime by name.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::symlink;
@@ -64,14 +65,24 @@ async fn squeezenet_names_its_photos() {
     cluster.spawn_all();
     let roost = Roost::of(&cluster);
     let classes = std::fs::read_to_string(model.join("imagenet-classes.txt")).unwrap();
-    roost.write("squeezenet/model.toml", manifest(&classes));
-    symlink(model.join("model.onnx"), cluster.folder().join("squeezenet/model.onnx")).unwrap();
     symlink(model.join("photos"), cluster.folder().join("photos")).unwrap();
+    for (choice, engine) in [("auto", "native"), ("onnxruntime", "onnxruntime")] {
+        let name = format!("squeezenet-{choice}");
+        roost.write(&format!("{name}/model.toml"), format!("engine = {choice:?}\n{}", manifest(&classes)));
+        symlink(model.join("model.onnx"), cluster.folder().join(&name).join("model.onnx")).unwrap();
+        roost.ok(&format!("push {name} {name} --timeout 60")).await;
+        let version = format!("{name}@1");
+        let status =
+            roost.until("cluster status", |status| nodes_at(status, &version, "ready") == ["w1"]).await;
+        assert_eq!(rows(&status, &version)[0][4], engine, "{status}");
+        names_its_photos(&roost, &name).await;
+    }
+    cluster.stop().await;
+}
 
-    roost.ok("push squeezenet squeezenet --timeout 60").await;
-    roost.until("cluster status", |status| nodes_at(status, "squeezenet@1", "ready") == ["w1"]).await;
+async fn names_its_photos(roost: &Roost, name: &str) {
     let photos: Vec<&str> = PHOTOS.iter().map(|(photo, ..)| *photo).collect();
-    let answer = roost.json(&format!("infer squeezenet --image {}", photos.join(" "))).await;
+    let answer = roost.json(&format!("infer {name} --image {}", photos.join(" "))).await;
     let named = answer["labels"]["rows"].as_array().unwrap();
     let named: Vec<_> =
         named.iter().map(|row| (row["row"].as_str(), row["best"][0]["index"].as_u64())).collect();
@@ -79,8 +90,7 @@ async fn squeezenet_names_its_photos() {
 
     // One alone, as a person sees it.
     for (photo, _, label) in PHOTOS {
-        let text = roost.ok(&format!("infer squeezenet --image {photo}")).await;
+        let text = roost.ok(&format!("infer {name} --image {photo}")).await;
         assert!(rows(&text, photo)[0][1].contains(label), "{text}");
     }
-    cluster.stop().await;
 }

@@ -1,10 +1,11 @@
-//! The models of the repository on ONNX Runtime, through the worker.
+//! The models of the repository on each engine, through the worker.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use roost_client::npy;
 use roost_node::engine::Engine;
+use roost_node::engine::native::Native;
 use roost_node::engine::onnxruntime::OnnxRuntime;
 use roost_protocol::manifest::EngineChoice;
 use roost_protocol::quic::Role;
@@ -32,18 +33,31 @@ fn array<T: Element>(name: &str) -> Vec<T> {
     npy::read(&file).unwrap().elements::<T>().unwrap().to_vec()
 }
 
-async fn start(versions: &[(&str, Files)]) -> Start {
+async fn start(engine: EngineChoice, versions: &[(&str, Files)]) -> Start {
     let mut start = Start::with(versions).await;
-    let engine = OnnxRuntime::find(None).unwrap_or_else(|error| panic!("{error}"));
-    start.engines.push(Arc::new(engine) as Arc<dyn Engine>);
+    start.engines.push(match engine {
+        EngineChoice::Auto | EngineChoice::Native => Arc::new(Native::new()),
+        EngineChoice::OnnxRuntime => {
+            Arc::new(OnnxRuntime::find(None).unwrap_or_else(|error| panic!("{error}"))) as Arc<dyn Engine>
+        }
+    });
     start
 }
 
 #[tokio::test]
-async fn both_versions_are_as_right_as_they_should_be() {
-    let world = start(&[("digits@1", files("v1")), ("digits@2", files("v2"))]).await.ready().await;
+async fn both_versions_are_as_right_as_they_should_be_on_the_native_engine() {
+    check_digits(EngineChoice::Native).await;
+}
+
+#[tokio::test]
+async fn both_versions_are_as_right_as_they_should_be_on_onnx_runtime() {
+    check_digits(EngineChoice::OnnxRuntime).await;
+}
+
+async fn check_digits(engine: EngineChoice) {
+    let world = start(engine, &[("digits@1", files("v1")), ("digits@2", files("v2"))]).await.ready().await;
     let engines: Vec<_> = world.reports.borrow().iter().map(|report| report.engine).collect();
-    assert_eq!(engines, [Some(EngineChoice::OnnxRuntime); 2]);
+    assert_eq!(engines, [Some(engine); 2]);
     let link = world.link(&[Role::Client]).await;
     let (images, labels) = (array::<f32>("heldout_images.npy"), array::<i64>("heldout_labels.npy"));
     for (version, expected) in [("digits@1", 418), ("digits@2", 444)] {
@@ -67,7 +81,7 @@ async fn both_versions_are_as_right_as_they_should_be() {
 
 #[tokio::test]
 async fn a_wrong_shape_is_told_in_the_models_terms() {
-    let world = start(&[("digits@2", files("v2"))]).await.ready().await;
+    let world = start(EngineChoice::Native, &[("digits@2", files("v2"))]).await.ready().await;
     let link = world.link(&[Role::Client]).await;
     let image = Tensor::from_elements(&[1, 1, 28, 28], vec![0f32; 784]).unwrap();
     let error = ask(&link, header("digits@2"), &[named("image", image)]).await.error().clone();
@@ -79,7 +93,10 @@ async fn a_wrong_shape_is_told_in_the_models_terms() {
 async fn a_corrupt_model_fails_with_a_reason() {
     let mut model = std::fs::read(folder().join("v2/model.onnx")).unwrap();
     model.truncate(model.len() / 2);
-    let mut world = start(&[("digits@2", Files::new(model, ""))]).await.run().await;
-    let Stage::Failed { reason } = world.until_stage("failed").await else { panic!() };
-    assert!(reason.contains("not an ONNX model"), "{reason}");
+    for engine in [EngineChoice::Native, EngineChoice::OnnxRuntime] {
+        let versions = [("digits@2", Files::new(model.clone(), ""))];
+        let mut world = start(engine, &versions).await.run().await;
+        let Stage::Failed { reason } = world.until_stage("failed").await else { panic!() };
+        assert!(reason.contains("not an ONNX model"), "{reason}");
+    }
 }

@@ -15,6 +15,7 @@ use object_store::local::LocalFileSystem;
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 
+use super::mapped::MappedFiles;
 use crate::environment::Files;
 
 /// The file that the process's lock lies on.
@@ -108,7 +109,7 @@ impl Files for OsFiles {
             remove_staged(&path).map_err(at)?;
         }
         let store = LocalFileSystem::new_with_prefix(&path).map_err(|error| at(io::Error::other(error)))?;
-        Ok(Arc::new(store.with_fsync(true)))
+        Ok(Arc::new(MappedFiles::new(store.with_fsync(true))))
     }
 }
 
