@@ -76,11 +76,8 @@ pub fn run_folder(folder: &Path, list: Option<&[String]>) -> Result<Report, Fold
     let mut report = Report::default();
     let names = match list {
         Some(list) => list.to_vec(),
-        None => find(folder)?,
+        None => names(folder)?,
     };
-    if names.is_empty() {
-        return Err(FolderError::Empty(folder.to_owned()));
-    }
     for name in names {
         let outcome = run_test(&folder.join(&name));
         report.tests.insert(name, outcome);
@@ -88,8 +85,11 @@ pub fn run_folder(folder: &Path, list: Option<&[String]>) -> Result<Report, Fold
     Ok(report)
 }
 
-/// Folders with a `model.onnx`, one or two levels down, sorted.
-fn find(folder: &Path) -> Result<Vec<String>, FolderError> {
+/// The tests under `folder`: the folders with a `model.onnx`, one or two levels down, sorted.
+///
+/// # Errors
+/// [`FolderError`], also when there is none.
+pub fn names(folder: &Path) -> Result<Vec<String>, FolderError> {
     let list = |path: &Path| -> Result<Vec<PathBuf>, FolderError> {
         let wrong = |source| FolderError::List { path: path.to_owned(), source };
         let entries = std::fs::read_dir(path).map_err(wrong)?;
@@ -104,6 +104,9 @@ fn find(folder: &Path) -> Result<Vec<String>, FolderError> {
         for test in tests.iter().filter(|test| test.join(MODEL_FILE).exists()) {
             names.extend(test.strip_prefix(folder).ok().map(|name| name.to_string_lossy().into_owned()));
         }
+    }
+    if names.is_empty() {
+        return Err(FolderError::Empty(folder.to_owned()));
     }
     Ok(names)
 }

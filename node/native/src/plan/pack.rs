@@ -21,6 +21,12 @@ type Key = ([u8; 32], Layout);
 
 static SHARED: Mutex<Option<HashMap<Key, Weak<AlignedBuf>>>> = Mutex::new(None);
 
+/// Bytes of all packed weights that the process holds now.
+pub fn bytes() -> usize {
+    let shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.iter().flatten().filter_map(|(_, weak)| weak.upgrade()).map(|buffer| buffer.len()).sum()
+}
+
 /// The packed weight of `tensor`, made by `pack` unless the process has it.
 pub fn packed(tensor: &Tensor, layout: Layout, len: usize, pack: impl FnOnce(&mut [u8])) -> Arc<AlignedBuf> {
     let key = (tensor.digest(), layout);

@@ -1,0 +1,185 @@
+//! `roost-node run`, `inspect` and `conformance` as a user meets them: processes, what they print, how they exit.
+#![cfg(feature = "native")]
+#![expect(clippy::unwrap_used, reason = "what the tests share is test code too")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use roost_kernels::Isa;
+use serde_json::Value;
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// A model that is not in the repository.
+fn model(name: &str) -> PathBuf {
+    let beside = || repository().join("../shared/models");
+    let folder = std::env::var_os("ROOST_TEST_MODELS").map_or_else(beside, PathBuf::from).join(name);
+    let there = folder.is_dir();
+    assert!(there, "{} is no folder: set ROOST_TEST_MODELS to the one of the test models", folder.display());
+    folder
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Runs a command.
+fn node(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roost-node"));
+    command.args(arguments).current_dir(repository()).output().unwrap()
+}
+
+/// The JSON that a command prints which exits with this code.
+#[track_caller]
+fn json(arguments: &[&str], code: i32) -> Value {
+    let Output { status, stdout, stderr } = node(&[arguments, &["--output", "json"]].concat());
+    assert_eq!(status.code(), Some(code), "{arguments:?}: {}", String::from_utf8_lossy(&stderr));
+    serde_json::from_slice(&stdout).unwrap()
+}
+
+/// What a command says that fails with this code.
+#[track_caller]
+fn fails(arguments: &[&str], code: i32) -> String {
+    let Output { status, stderr, .. } = node(arguments);
+    let said = String::from_utf8_lossy(&stderr).into_owned();
+    assert_eq!(status.code(), Some(code), "{arguments:?}: {said}");
+    said
+}
+
+#[test]
+fn a_run_compares_with_test_data_to_the_same_bits_on_any_kernels_batch_and_threads() {
+    let folder = model("digits_v2_conv");
+    let data = folder.join("test_data_set_0");
+    let run = |more: &[&str]| json(&[&["run", text(&folder), "--data", text(&data)], more].concat(), 0);
+    let best = run(&[]);
+    assert_eq!((&best["engine"], &best["isa"]), (&"native".into(), &Isa::best().name().into()));
+    assert!(best["data"]["matches"].as_bool().unwrap());
+    assert!(best["data"]["largest_difference"].as_f64().unwrap() < 1e-4);
+    assert_eq!(best["sha256"].as_str().unwrap().len(), 64);
+    for isa in Isa::available() {
+        assert_eq!(run(&["--isa", isa.name()])["sha256"], best["sha256"], "{isa}");
+    }
+    let wide = run(&["--batch", "9", "--threads", "4", "--repeat", "2"]);
+    assert_eq!((&wide["threads"], &wide["inputs"][0]["shape"][0]), (&4.into(), &9.into()));
+    assert_eq!(wide["sha256"], run(&["--batch", "9"])["sha256"]);
+    assert!(wide["data"]["matches"].as_bool().unwrap());
+}
+
+#[test]
+fn repetition_measures_latency_memory_and_no_allocations() {
+    let file = repository().join("deploy/models/digits/v2/model.onnx");
+    let run = json(&["run", text(&file), "--batch", "8", "--repeat", "20"], 0);
+    let measured = &run["repeat"];
+    let time = |name: &str| measured["latency_us"][name].as_f64().unwrap();
+    assert!(0.0 < time("min") && time("min") <= time("p50") && time("p50") <= time("p99"), "{measured:#}");
+    assert_eq!(measured["allocations_per_run"], 0.0, "{measured:#}");
+    // 23 946 parameters of four bytes.
+    let weights = measured["weight_bytes"].as_u64().unwrap();
+    assert!((95_000..150_000).contains(&weights), "{measured:#}");
+    assert!(measured["arena_bytes"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn results_that_do_not_match_exit_with_1() {
+    let folder = model("digits_v1_logreg");
+    let other = model("digits_v1_mlp").join("test_data_set_0");
+    let run = json(&["run", text(&folder), "--data", text(&other)], 1);
+    assert_eq!(run["data"]["matches"], false);
+    assert_eq!(run["data"]["mismatches"].as_array().unwrap().len(), 1);
+    let loose = ["run", text(&folder), "--data", text(&other), "--atol", "1.0"];
+    json(&loose, 0);
+    let Output { status, stdout, .. } = node(&["run", text(&folder), "--data", text(&other)]);
+    assert_eq!(status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&stdout).contains("DO NOT MATCH"));
+}
+
+#[test]
+fn kernels_beyond_the_machine_are_refused() {
+    let folder = model("digits_v1_logreg");
+    let beyond = if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" };
+    for command in ["run", "inspect"] {
+        let said = fails(&[command, text(&folder), "--isa", beyond], 1);
+        assert!(said.contains(&format!("this machine cannot run {beyond} kernels; it has ")), "{said}");
+        fails(&[command, text(&folder), "--isa", "sse9"], 2);
+    }
+    let said = fails(&["run", text(&folder), "--isa", "scalar", "--engine", "onnxruntime"], 1);
+    assert!(said.contains("--isa chooses among the native engine's kernels"), "{said}");
+}
+
+#[test]
+fn what_cannot_be_run_says_why() {
+    let said = fails(&["run", "/nowhere/model"], 1);
+    assert!(said.contains("cannot list /nowhere") || said.contains("cannot read /nowhere"), "{said}");
+    let trees = model("digits_rf_trees");
+    let said = fails(&["run", text(&trees), "--engine", "native"], 1);
+    assert!(said.contains("TreeEnsembleClassifier"), "{said}");
+}
+
+#[cfg(feature = "onnxruntime")]
+#[test]
+fn auto_falls_back_to_onnx_runtime_and_says_why() {
+    let folder = model("digits_v2_conv");
+    let data = folder.join("test_data_set_0");
+    let run = json(&["run", text(&folder), "--data", text(&data), "--engine", "onnxruntime"], 0);
+    assert_eq!((&run["engine"], &run["isa"]), (&"onnxruntime".into(), &Value::Null));
+    assert!(run["data"]["matches"].as_bool().unwrap());
+    let trees = json(&["inspect", text(&model("digits_rf_trees"))], 0);
+    assert_eq!(trees["engine"], "onnxruntime");
+    assert!(trees["not_native"].as_str().unwrap().contains("TreeEnsembleClassifier"), "{trees:#}");
+}
+
+#[test]
+fn inspection_shows_what_a_model_is_made_of_and_draws_its_plan() {
+    let folder = model("digits_v2_conv");
+    let temporary = tempfile::tempdir().unwrap();
+    let drawing = temporary.path().join("plan.dot");
+    let report = json(&["inspect", text(&folder), "--plan", text(&drawing), "--batch", "4"], 0);
+    assert_eq!(report["inputs"][0]["shape"], "[N, 1, 8, 8]");
+    assert_eq!((&report["engine"], &report["batch_variant"]), (&"native".into(), &Value::Null));
+    assert_eq!(report["operators"]["Conv"], 3, "{:#}", report["operators"]);
+    let steps = report["plan"]["steps"].as_array().unwrap();
+    let arena = report["plan"]["arena_bytes"].as_u64().unwrap();
+    for step in steps {
+        assert!(step["arena"][1].as_u64().unwrap() <= arena, "{step:#}");
+        assert!(!step["kernel"].as_str().unwrap().is_empty());
+    }
+    let text_of = std::fs::read_to_string(&drawing).unwrap();
+    assert!(text_of.starts_with("digraph plan {") && text_of.contains("probs"), "{text_of}");
+    let Output { stdout, .. } = node(&["inspect", text(&model("digits_vit_int8_dynamic"))]);
+    let said = String::from_utf8_lossy(&stdout).into_owned();
+    assert!(said.contains("rows of a batch depend on each other: ") && said.contains("KERNEL"), "{said}");
+}
+
+/// A folder of two backend tests, one of which expects something else.
+#[test]
+fn conformance_counts_what_passes_and_says_why_the_rest_does_not() {
+    let temporary = tempfile::tempdir().unwrap();
+    let test = |name: &str, model: &Path, data: &Path| {
+        let folder = temporary.path().join("node").join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::os::unix::fs::symlink(model.join("model.onnx"), folder.join("model.onnx")).unwrap();
+        std::os::unix::fs::symlink(data.join("test_data_set_0"), folder.join("test_data_set_0")).unwrap();
+    };
+    let (logreg, mlp, trees) = (model("digits_v1_logreg"), model("digits_v1_mlp"), model("digits_rf_trees"));
+    test("right", &logreg, &logreg);
+    test("wrong", &logreg, &mlp);
+    test("trees", &trees, &trees);
+    let folder = text(temporary.path());
+    let report = json(&["conformance", folder, "--engine", "native"], 1);
+    let count = |name: &str| report[name].as_u64().unwrap();
+    assert_eq!((count("passed"), count("failed"), count("unsupported")), (1, 1, 1), "{report:#}");
+    let tests = &report["tests"];
+    assert_eq!(tests["node/right"]["outcome"], "passed");
+    assert!(tests["node/wrong"]["reason"].as_str().unwrap().contains("output 0"), "{report:#}");
+    assert!(tests["node/trees"]["reason"].as_str().unwrap().contains("TreeEnsemble"), "{report:#}");
+    let list = temporary.path().join("list");
+    for listed in ["node/right\n", "[\"node/right\"]"] {
+        std::fs::write(&list, listed).unwrap();
+        let report = json(&["conformance", folder, "--list", text(&list)], 0);
+        assert_eq!((&report["passed"], &report["failed"]), (&1.into(), &0.into()));
+    }
+    let said = fails(&["conformance", text(&model("digits_data").join("nothing"))], 1);
+    assert!(said.contains("nothing"), "{said}");
+}
