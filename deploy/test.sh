@@ -11,9 +11,17 @@ Runs, from any folder, and stops at the first failure:
   onnxruntime   fetch ONNX Runtime into deploy/onnxruntime (nothing to do when it is there)
   format        cargo fmt --all -- --check
   clippy        cargo clippy on all targets, warnings are errors
+<<<<<<< HEAD
   client, edge  cargo check of the client library alone, and of a worker without coordinator, dev, S3 and OTLP
   test          cargo test on the workspace, doc tests and simulations included; all failures are shown
+=======
+  client, edge  cargo check of the client library alone, and of a worker without coordinator, dev, S3 and OTLP, with
+                either engine; the native one alone must not name ONNX Runtime's bindings
+  test          cargo test on the workspace, doc tests included; all failures are shown
+  conformance   roost-node conformance on ONNX's 882 operator tests, fetched from the pinned wheel
+>>>>>>> 1a69b7c (deploy: test ARM64 by qemu, ONNX's tests, the edge build)
   doc           cargo doc on the workspace, warnings are errors
+  arm64         deploy/test-arm64.sh: kernels and output bits on ARM64, by qemu (where there is apt-get)
 
 Environment:
   ROOST_TEST_MODELS   folder with the larger test models, which are not in the repository
@@ -59,6 +67,29 @@ step() {
   current=""
 }
 
+# A node on the native engine alone: no foreign library, linked or loaded.
+edge_native() {
+  cargo check -p roost-node --no-default-features --features native --locked
+  local bindings
+  bindings=$(cargo tree -p roost-node --no-default-features --features native --edges normal --prefix none --locked)
+  if grep -E '^(ort|ort-sys|libloading) ' <<<"$bindings"; then
+    echo "an edge build needs what is listed above" >&2
+    return 1
+  fi
+}
+
+# Every test passes on the native engine: none fails, none is unsupported. The binary is the one that the tests built.
+conformance() {
+  local target=${CARGO_TARGET_DIR:-$root/target}
+  local tests=$target/tmp/onnx-1.18.0-tests
+  node/native/tests/fetch-conformance.sh "$tests"
+  local report
+  report=$("$target/debug/roost-node" conformance "$tests" --engine native \
+    --list node/native/tests/data/core_onnx118.json) || true
+  echo "$report"
+  [[ $(tail -n 1 <<<"$report") == "882 passed, 0 failed, 0 unsupported" ]]
+}
+
 [[ -d $ROOST_TEST_MODELS ]] || echo "note: ROOST_TEST_MODELS names no folder: $ROOST_TEST_MODELS" >&2
 step onnxruntime deploy/fetch-onnxruntime.sh
 step format cargo fmt --all -- --check
@@ -66,7 +97,14 @@ step clippy cargo clippy --workspace --all-targets --locked -- -D warnings
 # What an edge build leaves out must not be needed: the workspace's own features hide that.
 step client cargo check -p roost-client --no-default-features --locked
 step edge cargo check -p roost-node --no-default-features --features onnxruntime --locked
+step edge edge_native
 # The simulator's known bugs too: they are switches of builds with debug assertions, so they need no build of their own.
 step test cargo test --workspace --locked --no-fail-fast
+step conformance conformance
 step doc env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+if command -v apt-get >/dev/null; then
+  step arm64 deploy/test-arm64.sh
+else
+  echo "note: no apt-get, so ARM64 is not tested; deploy/test-arm64.sh --help says what it needs" >&2
+fi
 echo "=== all passed, $SECONDS s"

@@ -9,11 +9,11 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use roost_kernels::Isa;
 use roost_native::error::ImportError;
-use roost_native::graph::ir::{Dim, Port};
+use roost_native::graph::ir::Port;
 use roost_native::onnx::external::Files;
 use roost_native::onnx::import::MODEL_FILE;
 use roost_native::program::{CompileError, Options};
-use roost_native::{DType, Input, Limits, Model, Program, Session, Tensor};
+use roost_native::{Input, Limits, Model, Program, Session, Tensor};
 use roost_node::environment::production::mapped;
 use roost_protocol::manifest::EngineChoice;
 
@@ -140,11 +140,13 @@ fn native(files: &Files, isa: Option<Isa>) -> Result<Subject, CompileError> {
 #[cfg(feature = "onnxruntime")]
 mod foreign {
     use anyhow::Context as _;
+    use roost_native::DType;
+    use roost_native::graph::ir::Dim;
     use roost_node::engine::onnxruntime::OnnxRuntime;
     use roost_node::engine::{self, Bundle, Cancel, Engine as _};
     use roost_protocol::{Shape, TensorView};
 
-    use super::{Arc, DType, Dim, Files, Port, Tensor};
+    use super::{Arc, Files, Port, Tensor};
 
     type Loaded = (Box<dyn engine::Session>, Vec<Port>, Vec<Port>);
 
