@@ -4,6 +4,7 @@
 //! process can load one. The faster one counts. Writes `RESULTS.md` beside this file.
 
 mod models;
+mod networks;
 
 use std::collections::BTreeMap;
 use std::error::Error;

@@ -47,6 +47,14 @@ pub fn rows() -> Result<Vec<Row>, Failure> {
             }
         }
     }
+    for (name, model) in crate::networks::all() {
+        for batch in [1, 8] {
+            let title = format!("{name}, batch {batch}");
+            if title.contains(&wanted) {
+                rows.push(Row { name: title, model: model.clone(), inputs: inputs(name, batch) });
+            }
+        }
+    }
     for size in [768, 1024] {
         for m in [1, 8, 32, 128, 1024] {
             let name = format!("GEMM {m} x {size} x {size}");

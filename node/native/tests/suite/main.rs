@@ -4,4 +4,5 @@ mod bits;
 mod conformance;
 mod hostile;
 mod models;
+mod networks;
 mod places;
