@@ -11,15 +11,10 @@ Runs, from any folder, and stops at the first failure:
   onnxruntime   fetch ONNX Runtime into deploy/onnxruntime (nothing to do when it is there)
   format        cargo fmt --all -- --check
   clippy        cargo clippy on all targets, warnings are errors
-<<<<<<< HEAD
-  client, edge  cargo check of the client library alone, and of a worker without coordinator, dev, S3 and OTLP
-  test          cargo test on the workspace, doc tests and simulations included; all failures are shown
-=======
   client, edge  cargo check of the client library alone, and of a worker without coordinator, dev, S3 and OTLP, with
                 either engine; the native one alone must not name ONNX Runtime's bindings
-  test          cargo test on the workspace, doc tests included; all failures are shown
+  test          cargo test on the workspace, doc tests and simulations included; all failures are shown
   conformance   roost-node conformance on ONNX's 882 operator tests, fetched from the pinned wheel
->>>>>>> 1a69b7c (deploy: test ARM64 by qemu, ONNX's tests, the edge build)
   doc           cargo doc on the workspace, warnings are errors
   arm64         deploy/test-arm64.sh: kernels and output bits on ARM64, by qemu (where there is apt-get)
 

@@ -13,6 +13,8 @@ mod bootstrap;
 pub mod coordinator;
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod hostile;
 mod leader;
 pub mod liveness;
 mod members;
