@@ -301,6 +301,7 @@ pub fn path_for(folder: &Path, template: &str, name: &NodeName) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::{any, prop, proptest};
 
     const GOOD: &str = r#"
         cluster = "demo"
@@ -310,6 +311,21 @@ mod tests {
         address = "127.0.0.1:7400"
         coordinator_address = "127.0.0.1:7401"
     "#;
+
+    proptest! {
+        #[test]
+        fn damaged_configs_are_refused_or_read(
+            text in "(?s).{0,200}",
+            at in any::<prop::sample::Index>(),
+            character in any::<char>(),
+        ) {
+            let _ = ClusterConfig::parse(&text);
+            let mut damaged: Vec<char> = GOOD.chars().collect();
+            let at = at.index(damaged.len());
+            damaged[at] = character;
+            let _ = ClusterConfig::parse(&damaged.iter().collect::<String>());
+        }
+    }
 
     #[test]
     fn a_config_reads() {

@@ -182,6 +182,21 @@ impl<'a> Elements<'a, '_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::{any, proptest};
+
+    proptest! {
+        #[test]
+        fn random_text_is_refused_or_read(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let _ = read(&bytes, None);
+        }
+
+        #[test]
+        fn random_json_is_refused_or_read(text in r#"[\[\]{},:"0-9eE.+\-a-z \\]{0,64}"#) {
+            for dtype in DType::ALL.into_iter().map(Some).chain([None]) {
+                let _ = read(text.as_bytes(), dtype);
+            }
+        }
+    }
 
     #[test]
     fn types_are_natural_or_stated() {
