@@ -32,8 +32,19 @@ fn swallow(bytes: Bytes) {
     let _ = Session::new(program).run(&inputs, &mut Vec::<Tensor>::new(), &|| false);
 }
 
+/// Small models of every kind that the engine has: products, convolutions, both forms of 8 bits, recurrence, attention.
+const MUTATED: [&str; 7] = [
+    "digits_v1_logreg",
+    "digits_v2_conv",
+    "digits_v2_int8_qdq",
+    "mnist_int8_convinteger",
+    "digits_lstm",
+    "digits_vit_int8_dynamic",
+    "light_squeezenet",
+];
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
@@ -42,11 +53,10 @@ proptest! {
 
     #[test]
     fn any_change_of_a_model(
-        which in 0_usize..3,
+        which in 0..MUTATED.len(),
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
     ) {
-        let name = ["digits_v1_logreg", "digits_v2_conv", "mnist_int8_convinteger"][which];
-        let mut bytes = std::fs::read(places::model(name).join("model.onnx")).expect("readable");
+        let mut bytes = std::fs::read(places::model(MUTATED[which]).join("model.onnx")).expect("readable");
         for (at, byte) in changes {
             let at = at.index(bytes.len());
             bytes[at] = byte;
