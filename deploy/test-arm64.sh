@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The kernels and the native engine on ARM64, on a machine that need not be one: cross-compiled, then run by qemu as a
 # processor without dotprod (cortex-a72) and as one with everything (max). The engine's output bits must be those that
-# x86-64 gives, which node/native/tests/data/golden.txt pins.
+# x86-64 gives, which node/native/tests/data/golden.txt pins; and it passes ONNX's 882 operator tests there too.
 #
 # What it needs comes from the machine's own Debian mirror, by apt into a folder of its own: a cross gcc, qemu-user, and,
 # where rustup has no std for the target, the sources to build it from. Nothing else on the system changes. A folder that
@@ -16,7 +16,7 @@ Environment:
   ROOST_ARM64            where the tools lie (default: target/arm64)
   RUST_LIBRARY_TARBALL   library/ of the Rust sources, as .tar.xz, to build std from (default: shared/arm64/
                          rust-std-source-VERSION.tar.xz beside the repository, else Debian's rust-src)
-Needs: a Debian with a mirror in its apt sources, xz, Rust as rust-toolchain.toml names it.
+Needs: a Debian with a mirror in its apt sources, xz, python3 with pip, Rust as rust-toolchain.toml names it.
 END
 }
 
@@ -198,11 +198,18 @@ export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG=false
 kernels=(--release --locked --target "$target" -p roost-kernels --lib --test golden)
 native=(--release --locked --target "$target" -p roost-native --test golden)
 cargo test "${kernels[@]}" --no-run
-cargo test "${native[@]}" --no-run
+operators=(--release --locked --target "$target" -p roost-native --test suite conformance)
+cargo test "${native[@]}" --test suite --no-run
+# ONNX's operator tests, from the pinned wheel; fetched here, since the tests' own way would start it under qemu.
+ROOST_TEST_CONFORMANCE=${ROOST_TEST_CONFORMANCE:-${CARGO_TARGET_DIR:-$root/target}/tmp/onnx-1.18.0-tests}
+ROOST_TEST_CONFORMANCE=$(realpath -m -- "$ROOST_TEST_CONFORMANCE")
+export ROOST_TEST_CONFORMANCE
+node/native/tests/fetch-conformance.sh "$ROOST_TEST_CONFORMANCE"
 for processor in cortex-a72 max; do
   echo "--- as $processor"
   started=$SECONDS
   QEMU_CPU=$processor cargo test --quiet "${kernels[@]}"
   QEMU_CPU=$processor cargo test --quiet "${native[@]}"
+  QEMU_CPU=$processor cargo test --quiet "${operators[@]}"
   echo "--- as $processor: ok, $((SECONDS - started)) s"
 done
