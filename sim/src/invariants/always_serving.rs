@@ -22,8 +22,10 @@ pub struct AlwaysServing {
     lost: BTreeMap<String, Duration>,
     /// When each host began to drain a version.
     draining: BTreeMap<(String, String), Duration>,
-    /// The newest view.
+    /// The newest view that a client has seen.
     view: Option<std::sync::Arc<View>>,
+    /// The newest revision of each model's traffic that a coordinator has applied.
+    rerouted: BTreeMap<String, u64>,
 }
 
 impl AlwaysServing {
@@ -33,14 +35,25 @@ impl AlwaysServing {
         }
     }
 
-    /// Whether the newest view anyone has seen has the version as its model's stable one, and a node that may own it.
+    /// Whether the newest view has the version as its model's stable one, and a node that may own it. While no client has
+    /// seen where a model's traffic was switched to, workers may know more than the clients' views, and nothing is said.
     fn is_needed(&self, version: &str) -> bool {
         let Some(view) = &self.view else { return false };
         let owning = view.nodes.values().any(|node| node.state == NodeState::Active);
-        let stable =
-            view.models.iter().any(|(name, model)| format!("{name}@{}", model.traffic.stable) == version);
+        let stable = view.models.iter().any(|(name, model)| {
+            let newest = self.rerouted.get(name.as_str()).copied().unwrap_or_default();
+            model.traffic.revision.0 >= newest && format!("{name}@{}", model.traffic.stable) == version
+        });
         owning && stable
     }
+}
+
+/// The model whose traffic a command switched, as the text of what was applied says, and the revision that it led to.
+fn rerouted(what: &str) -> Option<(&str, u64)> {
+    let (command, revision) = what.rsplit_once(": Ok(Rerouted { revision: Revision(")?;
+    let (_, model) = command.split_once("model: ")?;
+    let (model, _) = model.split_once([',', ' '])?;
+    Some((model, revision.split_once(')')?.0.parse().ok()?))
 }
 
 impl Invariant for AlwaysServing {
@@ -55,6 +68,12 @@ impl Invariant for AlwaysServing {
                     published.view.as_ref().map(|view| view.epoch) > self.view.as_ref().map(|v| v.epoch);
                 if newer {
                     self.view = published.view.clone();
+                }
+            }
+            Fact::Applied { what, .. } => {
+                if let Some((model, revision)) = rerouted(what) {
+                    let newest = self.rerouted.entry(model.to_owned()).or_default();
+                    *newest = revision.max(*newest);
                 }
             }
             Fact::Died => {
@@ -95,5 +114,19 @@ impl AlwaysServing {
             _ => self.lose(host, version, at),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_switch_is_read_from_what_was_applied() {
+        let undo =
+            "Undo { model: beta, revision: Revision(4) } by op1: Ok(Rerouted { revision: Revision(5) })";
+        assert_eq!(rerouted(undo), Some(("beta", 5)));
+        let refused = "Promote { model: beta, revision: Revision(4) } by op1: Err(NoRollout { model: beta })";
+        assert_eq!(rerouted(refused), None);
     }
 }
