@@ -248,7 +248,7 @@ impl Injector {
 
     /// A machine that joins may be slow at first, with all that it has to fetch.
     fn start_slowly(&mut self, world: &World, node: String) {
-        if self.rng.random_bool(0.6) {
+        if self.rng.random_bool(0.9) {
             let factor = self.rng.random_range(50.0..300.0);
             world.change(&node, |condition| condition.slow_compute = factor);
             self.after(world, 4.0..10.0, Ending::Calm(node));

@@ -75,7 +75,7 @@ fn commit_a_version_with_holders_under_quorum() {
 fn drop_the_old_version_before_the_new_one_is_ready() {
     check(&Case {
         bug: KnownBug::DropBeforeReady,
-        first: 12,
+        first: 1,
         invariants: &["a stable version is always served"],
     });
 }
