@@ -123,7 +123,7 @@ impl Coordinator {
             let machine =
                 Machine::open(disk.clone(), published.clone()).await.map_err(StartError::Snapshot)?;
             let peers = Links::new(dialler.clone(), Service::Raft);
-            let (network, log) = (Network::new(peers.clone()), Log::new(disk.clone()));
+            let (network, log) = (Network::new(peers.clone(), machine.clone()), Log::new(disk.clone()));
             let raft = Raft::new(config.node.0, settings()?, network, log, machine.clone());
             let raft = Runtime::scope(seed, raft).await.map_err(stopped)?;
             let belonged = dialler.hello().cluster;

@@ -25,6 +25,7 @@ use roost_protocol::quic::{Link, Links};
 use roost_protocol::{ControlError, NodeId, NodeName};
 use serde::{Deserialize, Serialize};
 
+use super::machine::Machine;
 use super::record::{EntryRecord, LogIdRecord, SnapshotMetaRecord, VoteRecord};
 use super::types::{Member, Types};
 use crate::peer::{PeerRequest, PeerResponse};
@@ -148,12 +149,14 @@ impl From<VoteAsk> for VoteRequest<Types> {
 #[derive(Clone)]
 pub struct Network {
     links: Links,
+    machine: Machine,
 }
 
 impl Network {
-    /// Clients over `links`, whose service is Raft.
-    pub fn new(links: Links) -> Self {
-        Self { links }
+    /// Clients over `links`, whose service is Raft. Where the state of `machine` has another address of a member than openraft
+    /// was given, it counts: a member that moved keeps its client.
+    pub fn new(links: Links, machine: Machine) -> Self {
+        Self { links, machine }
     }
 }
 
@@ -161,21 +164,31 @@ impl RaftNetworkFactory<Types> for Network {
     type Network = Client;
 
     async fn new_client(&mut self, target: u64, member: &Member) -> Client {
-        Client { links: self.links.clone(), target: NodeId(target), member: member.clone() }
+        let Self { links, machine } = self.clone();
+        Client { links, machine, target: NodeId(target), member: member.clone() }
     }
 }
 
 /// A client of one other member.
 pub struct Client {
     links: Links,
+    machine: Machine,
     target: NodeId,
+    /// As openraft was told; see [`Client::address`].
     member: Member,
 }
 
 impl Client {
+    /// Where the member is at present.
+    fn address(&self) -> String {
+        let known =
+            self.machine.state(|state| state.coordinators().get(&self.target).map(|c| c.address.clone()));
+        known.unwrap_or_else(|| self.member.address.clone())
+    }
+
     async fn link(&self) -> Result<Link, ControlError> {
-        let link =
-            self.links.to(&self.member.address).await.map_err(|e| e.into_control(&self.member.address))?;
+        let address = self.address();
+        let link = self.links.to(&address).await.map_err(|error| error.into_control(&address))?;
         if link.hello.node == Some(self.target) && link.peer.name.as_str() == self.member.name {
             return Ok(link);
         }
@@ -191,13 +204,13 @@ impl Client {
             let link = self.link().await?;
             let request = PeerRequest::Raft { to: self.target, message: Box::new(message) };
             let answer = link.ask((Kind::RaftRequest, &request), Kind::RaftResponse).await;
-            read_answer(answer, &self.member.address)
+            read_answer(answer, &self.address())
         };
-        timely(ask, within, &self.member.address).await
+        timely(ask, within, &self.address()).await
     }
 
     async fn send_snapshot(&self, message: RaftMessage, bytes: Bytes) -> Result<RaftAnswer, ControlError> {
-        let address = &self.member.address;
+        let address = &self.address();
         let link = self.link().await?;
         let send = async {
             let (mut send, mut recv) = link.open().await?;
@@ -304,7 +317,8 @@ impl RaftNetworkV2<Types> for Client {
         let bytes = snapshot.snapshot.len() as u64;
         let message = RaftMessage::Snapshot { vote: vote.into(), meta: (&snapshot.meta).into(), bytes };
         let within = option.hard_ttl() + Duration::from_secs(bytes / SNAPSHOT_BYTES_PER_S_MIN);
-        let send = timely(self.send_snapshot(message, snapshot.snapshot), within, &self.member.address);
+        let address = self.address();
+        let send = timely(self.send_snapshot(message, snapshot.snapshot), within, &address);
         match select(std::pin::pin!(send), std::pin::pin!(cancel)).await {
             Either::Left((Ok(RaftAnswer::Installed(vote)), _)) => Ok(SnapshotResponse::new(vote.into())),
             Either::Left((Ok(other), _)) => Err(unexpected(&other).into()),

@@ -19,6 +19,14 @@ fn voters(list: &str) -> usize {
     list.lines().filter(|line| line.contains(" voter ") || line.contains(" leader ")).count()
 }
 
+/// Whether the leader has lately heard of a member that lacks nothing.
+fn hears(list: &str, name: &str) -> bool {
+    rows(list, name).iter().any(|cells| {
+        let heard = cells[5].trim_end_matches(" ms").parse::<u64>().is_ok_and(|heard_ms| heard_ms < 1_000);
+        cells[3] == "leader" || (cells[4] == "0" && heard)
+    })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn coordinators_come_and_go() {
     let mut cluster = Cluster::start(3, 2).await;
@@ -65,6 +73,14 @@ async fn coordinators_come_and_go() {
     wait_for_stage(&client, &at(2), 2).await;
     cluster.terminate("c1").await;
     cluster.terminate("c2").await;
+
+    // A machine moves, with its disk. Whoever leads, then and later, finds it there.
+    cluster.terminate("c4").await;
+    let address = cluster.move_node("c4");
+    cluster.spawn("c4");
+    roost.ok(&format!("cluster members add c4 --address {address} --timeout 60")).await;
+    let list = roost.until("cluster members list", |list| hears(list, "c4")).await;
+    assert!(list.contains(&address), "{list}");
 
     // A machine is lost with its disk, and another takes its place.
     cluster.kill("c5");

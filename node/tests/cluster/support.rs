@@ -79,6 +79,17 @@ impl Cluster {
         addresses
     }
 
+    /// Gives a node another address in the config. Returns it.
+    pub fn move_node(&mut self, name: &str) -> String {
+        let at = self.nodes.iter().position(|(node, _)| node == name).unwrap();
+        let (from, to) = (self.seeds[at].clone(), free_addresses(1).remove(0));
+        let path = self.folder.path().join("cluster.toml");
+        let config = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, config.replace(&from, &to)).unwrap();
+        self.seeds[at].clone_from(&to);
+        to
+    }
+
     /// Starts all nodes of a prepared cluster.
     pub fn spawn_all(&mut self) {
         self.issue_certificates();
