@@ -145,7 +145,8 @@ fn find(summary: &MembersSummary, called: &str) -> anyhow::Result<NodeId> {
     match (found.next(), found.next()) {
         (Some(member), None) => Ok(member.node),
         (None, _) => {
-            let names: Vec<&str> = summary.members.iter().map(|member| member.name.as_str()).collect();
+            let names: BTreeSet<&str> = summary.members.iter().map(|member| member.name.as_str()).collect();
+            let names: Vec<&str> = names.into_iter().collect();
             bail!("there is no member {called}; there are {}", names.join(", "))
         }
         (Some(one), Some(other)) => {
@@ -268,7 +269,7 @@ mod tests {
         assert_eq!(find(&summary(), "a").unwrap(), NodeId(1));
         assert_eq!(find(&summary(), &NodeId(3).to_string()).unwrap(), NodeId(3));
         assert!(find(&summary(), "b").unwrap_err().to_string().contains("say which"));
-        assert!(find(&summary(), "x").unwrap_err().to_string().contains("there are a, b, b"));
+        assert!(find(&summary(), "x").unwrap_err().to_string().contains("there are a, b"));
     }
 
     #[test]
