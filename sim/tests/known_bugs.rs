@@ -46,7 +46,7 @@ fn acknowledge_before_fsync() {
 #[test]
 fn skip_the_digest_check() {
     let invariants = &["bundles are held and whole", "answers are their model's"];
-    check(&Case { bug: KnownBug::SkipDigestCheck, first: 0, invariants });
+    check(&Case { bug: KnownBug::SkipDigestCheck, first: 11, invariants });
 }
 
 #[test]
@@ -57,13 +57,13 @@ fn use_an_older_traffic_revision() {
 
 #[test]
 fn answer_a_read_without_read_index() {
-    check(&Case { bug: KnownBug::ReadWithoutIndex, first: 24, invariants: &["linearizable"] });
+    check(&Case { bug: KnownBug::ReadWithoutIndex, first: 41, invariants: &["linearizable"] });
 }
 
 #[test]
 fn act_twice_on_a_retried_command() {
     let invariants = &["linearizable", "nothing acknowledged is lost"];
-    check(&Case { bug: KnownBug::ActTwice, first: 5, invariants });
+    check(&Case { bug: KnownBug::ActTwice, first: 4, invariants });
 }
 
 #[test]
@@ -83,5 +83,5 @@ fn drop_the_old_version_before_the_new_one_is_ready() {
 #[test]
 fn let_a_wiped_voter_vote() {
     let invariants = &["a wiped voter does not vote", "election safety", "log matching"];
-    check(&Case { bug: KnownBug::WipedVoterVotes, first: 4, invariants });
+    check(&Case { bug: KnownBug::WipedVoterVotes, first: 3, invariants });
 }
