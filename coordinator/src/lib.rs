@@ -20,6 +20,7 @@ pub mod liveness;
 mod members;
 pub mod peer;
 pub mod planner;
+mod points;
 pub mod raft;
 mod server;
 mod shared;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 use crate::artefact::Keeping;
 use crate::coordinator::{ELECTION_MS_MAX, GroupMember};
 use crate::liveness::Registry;
+use crate::points::{Point, Points};
 use crate::raft::Machine;
 use crate::raft::disk::Disk;
 use crate::raft::types::Raft;
@@ -88,6 +90,16 @@ impl Shared {
         leader.filter(|leader| *leader != self.node)
     }
 
+    /// Waits until who leads, as far as is known here, is as expected; for ever once Raft has stopped.
+    pub async fn until_leader(&self, expected: impl Fn(Option<NodeId>) -> bool) {
+        let mut metrics = self.raft.server_metrics();
+        while !expected(metrics.borrow_watched().current_leader.map(NodeId)) {
+            if metrics.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+
     /// [`Shared::other_leader`] as the committed membership has it.
     pub fn leader(&self) -> Option<(NodeId, Coordinator)> {
         let leader = self.other_leader()?;
@@ -145,11 +157,25 @@ impl Shared {
         by: &str,
         command: Command,
     ) -> Result<Applied, ControlError> {
+        let points = Points::of(&command);
+        points.reach(Point::Asked);
         let proposal = Proposal { request, sent, at_ms: self.clock.now_ms(), by: by.to_owned(), command };
         let late = || ControlError::NoQuorum { reason: format!("no majority answered within {AGREE:?}") };
-        let written = tokio::time::timeout(AGREE, self.raft.client_write(proposal)).await;
-        match written.map_err(|_| late())? {
-            Ok(response) => Ok(response.data),
+        let mut write = std::pin::pin!(self.raft.client_write(proposal));
+        let written = tokio::time::timeout(AGREE, async {
+            match futures::poll!(&mut write) {
+                Poll::Ready(written) => written,
+                Poll::Pending => {
+                    points.reach(Point::Proposed);
+                    write.await
+                }
+            }
+        });
+        match written.await.map_err(|_| late())? {
+            Ok(response) => {
+                points.reach(Point::Committed);
+                Ok(response.data)
+            }
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(self.not_leader()),
             Err(RaftError::APIError(error)) => Err(ControlError::NoQuorum { reason: reason(error) }),
             Err(RaftError::Fatal(error)) => Err(ControlError::NoQuorum { reason: reason(error) }),

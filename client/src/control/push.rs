@@ -4,6 +4,7 @@
 //! coordinator lacks are sent again.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rand_chacha::rand_core::Rng as _;
@@ -174,20 +175,23 @@ impl Control {
 
         let (mut sent, of) = (0, files.bytes());
         progress(PushProgress::Uploading { to: to.clone(), sent, of });
-        let mut unreadable = None;
-        let read = async |file: &BundleFile, offset: u64, bytes: u64| {
-            bundle.read(&file.name, offset, bytes).await.map_err(|error| {
-                let kind = error.kind();
-                unreadable = Some((file.name.clone(), error));
-                kind.into()
-            })
+        let unreadable = Mutex::new(None);
+        let read = |file: BundleFile, offset: u64, bytes: u64| {
+            let unreadable = &unreadable;
+            async move {
+                bundle.read(&file.name, offset, bytes).await.map_err(|error| {
+                    let kind = error.kind();
+                    *unreadable.lock().unwrap_or_else(PoisonError::into_inner) = Some((file.name, error));
+                    kind.into()
+                })
+            }
         };
         let uploaded = upload(&self.shared.bundles, &to, files, read, |bytes| {
             sent += bytes;
             progress(PushProgress::Uploading { to: to.clone(), sent, of });
         });
         if let Err(error) = uploaded.await {
-            return Err(match unreadable {
+            return Err(match unreadable.into_inner().unwrap_or_else(PoisonError::into_inner) {
                 Some((file, source)) => PushError::Read { file, source },
                 None => PushError::Transfer(error),
             });
@@ -195,7 +199,7 @@ impl Control {
 
         progress(PushProgress::Committing);
         let limit = Duration::from_millis(COMMIT_MS_BASE + of / COMMIT_BYTES_PER_MS);
-        let search = Search::new(Instant::now() + limit, Some(to)).with_attempts_of(limit);
+        let search = Search::new(Instant::now() + limit, Some(to)).with_attempts_up_to(limit);
         let change = Change::CommitPush {
             model: model.clone(),
             digest: files.digest(),

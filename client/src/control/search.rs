@@ -13,16 +13,24 @@ use tokio::time::Instant;
 
 use crate::backoff::{Backoff, Jitter};
 
-/// What one coordinator may take while others are left to ask. A commit takes milliseconds; an election,
-/// which a coordinator may wait for before it answers, one to two seconds.
+/// What one coordinator may take in the first round. A commit takes milliseconds; one that died is silent, and its successor is
+/// elected a second later.
+const FIRST_ATTEMPT_MS: u64 = 500;
+/// What each further round multiplies that by: a coordinator that is alive and slow must come to its end. Attempts of one
+/// request may overlap there, which its id makes harmless.
+const ATTEMPT_GROWTH: u32 = 4;
+/// What one coordinator may take at most while others are left to ask: it may wait for an election before it answers.
 const ATTEMPT_MS_MAX: u64 = 3_000;
 
 /// The search for a coordinator that does what is asked.
 #[derive(Debug)]
 pub(super) struct Search {
     deadline: Instant,
-    attempt: Duration,
+    attempt_first: Duration,
+    attempt_max: Duration,
     leader: Option<String>,
+    /// Coordinators that did not answer when they were asked last. The others go ahead of them.
+    silent: Vec<String>,
     /// Coordinators that a node named which is none itself.
     named: Vec<String>,
     tried: Vec<String>,
@@ -53,11 +61,12 @@ pub(super) enum Step {
 impl Search {
     /// A search that ends at `deadline`, beginning at the coordinator that led last.
     pub(super) fn new(deadline: Instant, leader: Option<String>) -> Self {
-        let attempt = Duration::from_millis(ATTEMPT_MS_MAX);
         Self {
             deadline,
-            attempt,
+            attempt_first: Duration::from_millis(FIRST_ATTEMPT_MS),
+            attempt_max: Duration::from_millis(ATTEMPT_MS_MAX),
             leader,
+            silent: Vec::new(),
             named: Vec::new(),
             tried: Vec::new(),
             round: 0,
@@ -68,9 +77,15 @@ impl Search {
         }
     }
 
-    /// Lets one coordinator take longer than usual, for a change that is slow by nature.
+    /// Lets later attempts take longer than usual, for a change that may be slow by nature.
+    pub(super) fn with_attempts_up_to(mut self, attempt: Duration) -> Self {
+        self.attempt_max = attempt;
+        self
+    }
+
+    /// Lets every attempt take so long, for what must not be asked of two coordinators at once.
     pub(super) fn with_attempts_of(mut self, attempt: Duration) -> Self {
-        self.attempt = attempt;
+        (self.attempt_first, self.attempt_max) = (attempt, attempt);
         self
     }
 
@@ -85,11 +100,13 @@ impl Search {
             return Step::GiveUp(self.in_vain());
         }
         let candidates = self.leader.iter().chain(known).chain(&self.named);
-        let next = candidates.into_iter().find(|address| !self.tried.contains(*address)).cloned();
+        let untried = candidates.filter(|address| !self.tried.contains(*address));
+        let next = untried.min_by_key(|address| self.silent.contains(*address)).cloned();
         match next.filter(|_| !self.answered) {
             Some(address) => {
                 self.tried.push(address.clone());
-                Step::Try { address, within: self.attempt.min(left) }
+                let attempt = self.attempt_first.saturating_mul(ATTEMPT_GROWTH.saturating_pow(self.round));
+                Step::Try { address, within: attempt.min(self.attempt_max).min(left) }
             }
             None => {
                 self.tried.clear();
@@ -115,6 +132,10 @@ impl Search {
 
     /// What the coordinator at `address` answered, when it did not do what was asked.
     pub(super) fn failed(&mut self, address: &str, error: ControlError) {
+        self.silent.retain(|silent| silent != address);
+        if matches!(error, ControlError::Unreachable { .. }) {
+            self.silent.push(address.to_owned());
+        }
         match &error {
             ControlError::NotLeader { leader: Some(leader) } if leader != address => {
                 self.leader = Some(leader.clone());
@@ -263,6 +284,9 @@ mod tests {
         use Says::{Gone, Leader, No, Nobody, Not};
         // Round after round while nobody can tell.
         check(None, &[("a", Nobody), ("b", Gone)], 6, "a b - a b -");
+        // Whoever did not answer goes last in the next, also where another takes it for the leader still.
+        check(None, &[("a", Gone), ("b", Nobody), ("c", Nobody)], 8, "a b c - b c a -");
+        check(Some("a"), &[("a", Gone), ("b", Leader("a")), ("c", Nobody)], 8, "a b c - b c a -");
         // A hint is followed at once, and kept for the next round.
         check(None, &[("a", Leader("c")), ("b", Nobody), ("c", Nobody)], 5, "a c b - a");
         check(None, &[("a", Leader("h")), ("b", Leader("h"))], 5, "a h b - h");
@@ -299,13 +323,35 @@ mod tests {
     }
 
     #[test]
+    fn attempts_take_longer_from_round_to_round() {
+        let mut rng = ChaCha12Rng::from_seed([1; 32]);
+        let (now, known) = (Instant::now(), ["a".to_owned()]);
+        let mut attempts = |mut search: Search| {
+            let mut seen = Vec::new();
+            while seen.len() < 4 {
+                match search.next(now, &known, &mut rng) {
+                    Step::Try { within, .. } => seen.push(within.as_millis()),
+                    Step::Wait(_) | Step::GiveUp(_) => {}
+                }
+                search.failed("a", error(Says::Gone));
+            }
+            seen
+        };
+        let search = || Search::new(now + Duration::from_secs(10), None);
+        assert_eq!(attempts(search()), [500, 2_000, 3_000, 3_000]);
+        let minute = Duration::from_secs(60);
+        assert_eq!(attempts(search().with_attempts_up_to(minute)), [500, 2_000, 8_000, 10_000]);
+        assert_eq!(attempts(search().with_attempts_of(minute)), [10_000; 4]);
+    }
+
+    #[test]
     fn the_deadline_ends_it_with_the_last_error() {
         let mut rng = ChaCha12Rng::from_seed([1; 32]);
         let now = Instant::now();
         let mut search = Search::new(now + Duration::from_secs(1), None);
         let known = ["a".to_owned()];
         let step = search.next(now, &known, &mut rng);
-        assert_eq!(step, Step::Try { address: "a".to_owned(), within: Duration::from_secs(1) });
+        assert_eq!(step, Step::Try { address: "a".to_owned(), within: Duration::from_millis(500) });
         search.failed("a", error(Says::Gone));
         let Step::Wait(wait) = search.next(now + Duration::from_millis(990), &known, &mut rng) else {
             panic!("no wait after a whole round");

@@ -14,6 +14,7 @@ use roost_protocol::messages::control::{Change, Done};
 use roost_protocol::{CommandError, ControlError, Epoch, ModelName, ModelVersion, RequestId, Revision};
 
 use super::control::{bears, forming};
+use crate::points::{Point, Points};
 use crate::shared::Shared;
 use crate::state::{Applied, Command, is_about_the_plan};
 use crate::{artefact, planner};
@@ -75,6 +76,7 @@ async fn plan(
     let command = match change.clone() {
         Change::ReservePush { files } => Command::Reserve { files },
         Change::CommitPush { model, digest, manifest, note, new_version } => {
+            Points::of_push().reach(Point::Asked);
             shared.catch_up().await?;
             if let Some(applied) = shared.machine.state(|state| state.outcome(&request, sent)) {
                 return Ok(Plan::Done(applied));
@@ -82,6 +84,7 @@ async fn plan(
             let holders = match shared.machine.state(|state| state.bundle(&digest).cloned()) {
                 Some(files) => {
                     let holders = artefact::replicate(shared, &files).await?;
+                    Points::of_push().reach(Point::Held);
                     if let Err(error) = says_the_same(shared, &files, &manifest).await? {
                         return Ok(Plan::Propose(Command::Refuse { error: Box::new(error) }));
                     }

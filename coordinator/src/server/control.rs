@@ -1,12 +1,14 @@
 //! The answers of the control service: by this coordinator when it leads, by the leader otherwise.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use roost_protocol::error::reason;
 use roost_protocol::frame::Kind;
 use roost_protocol::messages::control::{
     Answer, ClusterSummary, ControlRequest, ControlResponse, Heartbeat, Query,
 };
+use roost_protocol::view::Coordinator;
 use roost_protocol::{ControlError, NodeId};
 use tokio::time::Instant;
 
@@ -14,6 +16,10 @@ use super::change::change;
 use crate::members;
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::shared::Shared;
+
+/// How long a request waits for a leader to be elected before it is told that there is none: less than clients wait for an
+/// answer at first, so that they hear of it.
+const ELECTION_WAIT_MS_MAX: u64 = 400;
 
 /// Whether a request may be handed on to the leader.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,19 +84,39 @@ pub(super) fn bears(shared: &Shared, node: NodeId, by: &str) -> Result<bool, Con
     }
 }
 
-/// Has the leader answer.
+/// Has the leader answer; waits for one while none is known.
 ///
 /// # Errors
-/// [`ControlError::NoQuorum`] when none is known; what the leader said.
+/// [`ControlError::NoQuorum`] when none is elected in time, or another while this one was asked: nobody knows then what it
+/// did; what the leader said.
 pub(crate) async fn hand_on(
     shared: &Shared,
     request: ControlRequest,
     by: &str,
 ) -> Result<ControlResponse, ControlError> {
+    let elected = shared.until_leader(|leader| leader.is_some());
+    let elected = tokio::time::timeout(Duration::from_millis(ELECTION_WAIT_MS_MAX), elected).await;
     let Some((id, leader)) = shared.leader() else {
-        return Err(ControlError::NoQuorum { reason: "no leader is known".to_owned() });
+        let reason = if elected.is_ok() { "this coordinator was just elected" } else { "no leader is known" };
+        return Err(ControlError::NoQuorum { reason: reason.to_owned() });
     };
-    let link = match shared.link_to(id, &leader).await {
+    // One that died is silent until its connection times out, and by then another may lead.
+    tokio::select! {
+        answer = ask_leader(shared, id, &leader, request, by) => answer,
+        () = shared.until_leader(|leader| leader != Some(id)) => {
+            Err(ControlError::NoQuorum { reason: format!("node {id} leads no more") })
+        }
+    }
+}
+
+async fn ask_leader(
+    shared: &Shared,
+    id: NodeId,
+    leader: &Coordinator,
+    request: ControlRequest,
+    by: &str,
+) -> Result<ControlResponse, ControlError> {
+    let link = match shared.link_to(id, leader).await {
         Ok(link) => link,
         // An emptied node at the leader's address: another will be elected.
         Err(error @ ControlError::WrongNode { .. }) => {

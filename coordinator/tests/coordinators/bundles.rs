@@ -95,7 +95,7 @@ fn file(name: &str, content: &[u8]) -> BundleFile {
 }
 
 async fn upload(links: &Links, to: &str, list: &FileList, contents: &[&[u8]]) -> Result<(), TransferError> {
-    let read = async |file: &BundleFile, offset: u64, bytes: u64| {
+    let read = |file: BundleFile, offset: u64, bytes: u64| async move {
         let content = contents.iter().find(|content| Digest::of(content) == file.digest).unwrap();
         // As many as are asked for, whatever the file has.
         let mut content = content.to_vec();

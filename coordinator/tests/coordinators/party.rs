@@ -395,7 +395,7 @@ impl Operator {
     pub async fn upload(&self, content: &'static [u8]) -> FileList {
         let files = files_of(content);
         self.change(Change::ReservePush { files: files.clone() }).await.unwrap();
-        let read = async |_: &BundleFile, offset: u64, bytes: u64| {
+        let read = |_: BundleFile, offset: u64, bytes: u64| async move {
             Ok(Bytes::from_static(&content[offset as usize..(offset + bytes) as usize]))
         };
         // Whoever has applied the reservation takes the bundle.

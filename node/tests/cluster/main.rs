@@ -5,6 +5,8 @@
 mod bad_input;
 mod command_line;
 mod damage;
+mod deaths;
+mod load;
 mod membership;
 mod pictures;
 mod roost;
@@ -14,7 +16,6 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use roost_client::Client;
@@ -22,6 +23,7 @@ use roost_protocol::traffic::Weight;
 use roost_protocol::view::{NodeState, Published};
 use roost_protocol::{CommandError, ControlError, ModelName, ModelVersion, Version};
 
+use load::Load;
 use support::{Cluster, Digits, push, wait_for_stage};
 
 /// Distinct keys, each asked for twice: 2 000 requests.
@@ -39,40 +41,6 @@ fn digits() -> ModelName {
 
 fn at(version: u32) -> ModelVersion {
     ModelVersion { model: digits(), version: Version(version) }
-}
-
-/// Sends requests without a pause until it is told to stop. Every failure counts.
-struct Load {
-    stop: Arc<AtomicBool>,
-    sent: Arc<AtomicU64>,
-    task: tokio::task::JoinHandle<Vec<String>>,
-}
-
-impl Load {
-    fn start(client: Client, digits: Arc<Digits>) -> Self {
-        let (stop, sent) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let (stopped, counted) = (stop.clone(), sent.clone());
-        let task = tokio::spawn(async move {
-            let mut failures = Vec::new();
-            while !stopped.load(Ordering::Relaxed) {
-                let i = counted.fetch_add(1, Ordering::Relaxed) as usize;
-                if let Err(error) = digits.ask(&client, i, &format!("load-{i}")).await {
-                    failures.push(format!("request {i}: {error}"));
-                }
-            }
-            failures
-        });
-        Self { stop, sent, task }
-    }
-
-    /// Ends the load; no request may have failed.
-    async fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let failures = self.task.await.unwrap();
-        let sent = self.sent.load(Ordering::Relaxed);
-        assert!(failures.is_empty(), "of {sent} requests: {failures:#?}");
-        println!("{sent} requests beside, none failed");
-    }
 }
 
 /// Asks with each key once, several at a time; the version that answered each.

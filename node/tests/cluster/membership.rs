@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use roost_protocol::Version;
 
+use crate::at;
+use crate::load::Load;
 use crate::roost::{Roost, rows};
 use crate::support::{Cluster, Digits, digits_folder, files, push, wait_for_stage};
-use crate::{Load, at};
 
 /// The roles that a list of members shows, by name.
 fn roles(list: &str, names: &[&str]) -> Vec<String> {

@@ -33,7 +33,7 @@ pub struct Cluster {
     folder: tempfile::TempDir,
     nodes: Vec<(String, Role)>,
     processes: BTreeMap<String, Child>,
-    variables: Vec<(&'static str, &'static str)>,
+    variables: Vec<(&'static str, String)>,
     seeds: Vec<String>,
     _turn: MutexGuard<'static, ()>,
 }
@@ -62,11 +62,11 @@ impl Cluster {
     }
 
     /// Adds to the config, and to the environment of the processes.
-    pub fn configure(&mut self, more: &str, variables: &[(&'static str, &'static str)]) {
+    pub fn configure(&mut self, more: &str, variables: &[(&'static str, &str)]) {
         let path = self.folder.path().join("cluster.toml");
         let config = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, config + more).unwrap();
-        self.variables.extend(variables);
+        self.variables.extend(variables.iter().map(|(name, value)| (*name, (*value).to_owned())));
     }
 
     /// Adds coordinators to the config, which have no certificate and no process yet. Returns their addresses.
@@ -131,7 +131,7 @@ impl Cluster {
             .arg(self.folder.path().join("cluster.toml"))
             .args(["--name", name])
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-            .envs(self.variables.iter().copied())
+            .envs(self.variables.iter().map(|(name, value)| (*name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -167,6 +167,31 @@ impl Cluster {
         let mut child = self.processes.remove(name).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Kills several before waiting for any: SIGKILL.
+    pub fn kill_at_once(&mut self, names: &[String]) {
+        let mut children: Vec<Child> =
+            names.iter().map(|name| self.processes.remove(name).unwrap()).collect();
+        children.iter_mut().for_each(|child| child.kill().unwrap());
+        for child in &mut children {
+            child.wait().unwrap();
+        }
+    }
+
+    /// Waits until one of the processes has died by itself. Returns its name.
+    pub async fn died(&mut self) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let ended = |child: &mut Child| child.try_wait().unwrap().is_some();
+            let dead = self.processes.iter_mut().find_map(|(name, child)| ended(child).then(|| name.clone()));
+            if let Some(dead) = dead {
+                self.processes.remove(&dead);
+                return dead;
+            }
+            assert!(Instant::now() < deadline, "nobody died");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Starts a process again, with the data folder that it had.

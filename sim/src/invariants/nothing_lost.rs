@@ -1,6 +1,8 @@
 //! What was acknowledged is there at the end: every push, and every change of traffic at its revision.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use roost_protocol::ModelName;
 use roost_protocol::limits::ROLLOUT_HISTORY_MAX;
@@ -22,6 +24,7 @@ impl Invariant for NothingLost {
         // The last reads are the auditor's, after everything else.
         let mut versions: BTreeMap<&ModelName, &Vec<VersionSummary>> = BTreeMap::new();
         let mut rollouts: BTreeMap<&ModelName, &RolloutSummary> = BTreeMap::new();
+        let mut read_at: BTreeMap<&ModelName, Duration> = BTreeMap::new();
         for op in &end.ops {
             match &op.returned {
                 Some((_, Return::Versions(read))) => {
@@ -29,11 +32,15 @@ impl Invariant for NothingLost {
                 }
                 Some((_, Return::Rollout(read))) => {
                     rollouts.insert(&op.model, read);
+                    read_at.insert(&op.model, op.invoked);
                 }
                 _ => {}
             }
         }
-        for op in &end.ops {
+        // What came through in the instant after the auditor was content, nobody has read.
+        let read_since =
+            |op: &&Arc<Op>| op.returned.as_ref().is_some_and(|(at, _)| read_at.get(&op.model) >= Some(at));
+        for op in end.ops.iter().filter(read_since) {
             match (&op.call, &op.returned) {
                 (Call::Push { note, digest }, Some((_, Return::Pushed { version, .. }))) => {
                     let made = versions.get(&op.model).into_iter().flat_map(|versions| versions.iter());

@@ -1,6 +1,7 @@
 //! The auditor: once faults have ended, it waits until everything has converged.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::SeedableRng;
@@ -15,7 +16,8 @@ use roost_protocol::{ModelName, Target};
 use super::operator::Operator;
 use super::{Phase, Workload, user};
 use crate::disk::SimFiles;
-use crate::history::Call;
+use crate::history::{Call, Op};
+use crate::trace;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(250);
@@ -60,11 +62,16 @@ async fn look(workload: &Workload, client: &Client, host: &str) -> Result<Publis
         }
     }
     // The last word on each model, for whoever checks what became of all operations.
-    let operator = Operator { workload, client, host, pushes: 0 };
+    let (operator, begun) = (Operator { workload, client, host, pushes: 0 }, trace::now());
     for model in models(workload) {
         for call in [Call::ReadModel, Call::ReadRollout, Call::ReadVersions] {
             operator.run(&model, call).await;
         }
+    }
+    let changed_since =
+        |op: &Arc<Op>| !op.call.reads() && op.returned.as_ref().is_some_and(|(at, _)| *at >= begun);
+    if workload.ops().iter().any(changed_since) {
+        return Err("a change that was begun before came through between the last reads".to_owned());
     }
     let after = client.published().borrow().clone();
     match after.view.as_ref().map(|view| view.epoch) == Some(view.epoch) {

@@ -16,7 +16,7 @@ use crate::quic::stream::{finish, read_message, write_body, write_message};
 ///
 /// # Errors
 /// [`TransferError`] when the connection breaks or the other side refuses.
-pub async fn upload<R>(
+pub async fn upload<R, F>(
     links: &Links,
     address: &str,
     list: &FileList,
@@ -24,7 +24,8 @@ pub async fn upload<R>(
     mut progress: impl FnMut(u64),
 ) -> Result<(), TransferError>
 where
-    R: AsyncFnMut(&BundleFile, u64, u64) -> std::io::Result<Bytes>,
+    R: FnMut(BundleFile, u64, u64) -> F,
+    F: Future<Output = std::io::Result<Bytes>>,
 {
     let missing = match ask(links, address, &BundleRequest::Missing { files: list.clone() }).await? {
         BundleResponse::Missing(missing) => missing,
@@ -39,7 +40,7 @@ where
         write_message(&mut send, Kind::BundleRequest, &BundleRequest::Put { file: file.clone() }).await?;
         let mut offset = 0;
         while offset < file.bytes {
-            let chunk = read(file, offset, CHUNK_BYTES_MAX.min(file.bytes - offset)).await;
+            let chunk = read(file.clone(), offset, CHUNK_BYTES_MAX.min(file.bytes - offset)).await;
             let chunk = chunk.map_err(|error| ControlError::Storage { reason: reason(error) })?;
             if chunk.is_empty() {
                 let what = format!("{} became shorter while it was read", file.name);
