@@ -289,7 +289,7 @@ mod tests {
         check(Some("a"), &[("a", Gone), ("b", Leader("a")), ("c", Nobody)], 8, "a b c - b c a -");
         // A hint is followed at once, and kept for the next round.
         check(None, &[("a", Leader("c")), ("b", Nobody), ("c", Nobody)], 5, "a c b - a");
-        check(None, &[("a", Leader("h")), ("b", Leader("h"))], 5, "a h b - h");
+        check(None, &[("a", Leader("h")), ("b", Leader("h"))], 5, "a h b - a");
         // Two that take each other for the leader.
         check(None, &[("a", Leader("b")), ("b", Leader("a"))], 6, "a b - a b -");
         // The one that led last goes first; a dead leader is forgotten.
