@@ -26,7 +26,7 @@ pub(crate) fn node(name: &str, address: &str) -> Node {
         engines: [EngineChoice::OnnxRuntime].into(),
     };
     let address = address.to_owned();
-    Node { name: NodeName::new(name).unwrap(), address, state: NodeState::Active, profile }
+    Node { name: NodeName::new(name).unwrap(), address, state: NodeState::Active, hold: None, profile }
 }
 
 pub(crate) fn digits() -> ModelName {
@@ -43,8 +43,13 @@ pub(crate) fn worker(index: u64) -> NodeId {
 pub(crate) fn published(index: u64, workers: u64, canary: u16) -> Published {
     let nodes = (0..workers).map(|i| (worker(i), node(&format!("w{i}"), &format!("w{i}:1")))).collect();
     let manifest = Arc::new(Manifest { replicas: Replicas::All, ..Manifest::default() });
-    let hosted =
-        HostedVersion { digest: Digest::of(b"digits"), bytes: 10, manifest, excluded: BTreeSet::new() };
+    let hosted = HostedVersion {
+        digest: Digest::of(b"digits"),
+        bytes: 10,
+        manifest,
+        excluded: BTreeSet::new(),
+        since: 1,
+    };
     let weight = Weight::from_basis_points(canary).unwrap();
     let model = Model {
         traffic: Traffic {

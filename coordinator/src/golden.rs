@@ -19,7 +19,7 @@ use roost_protocol::frame::{Frame, Kind, encode_message};
 use roost_protocol::manifest::{
     Channels, EngineChoice, ImageInput, Manifest, PlacementRules, Replicas, RequestLimits, Tolerance,
 };
-use roost_protocol::messages::control::{Change, ControlRequest, ControlResponse, Done, Outcome};
+use roost_protocol::messages::control::{Change, ControlRequest, ControlResponse, Done, HeldFrom, Outcome};
 use roost_protocol::ring::Speed;
 use roost_protocol::traffic::Weight;
 use roost_protocol::view::{Coordinator, Liveness, NodeProfile, NodeReport, SoftState, Stage, VersionReport};
@@ -73,7 +73,7 @@ macro_rules! variants {
 variants! {
     Command, Command {
         Initialise, Reserve, CommitVersion, StartRollout, Expose, Pause, Resume, Promote, Abort, Undo, SetLabel,
-        RemoveLabel, Join, Drain, NodeOut, Exclude, Collect, Refuse,
+        RemoveLabel, Join, Drain, Hold, NodeOut, Exclude, Collect, Refuse,
         Retain,
     }
     EntryPayload<Proposal, u64, Member>, Entry { Blank, Normal, Membership }
@@ -239,6 +239,8 @@ fn commands() -> Vec<Command> {
         },
         Command::Drain { node: NodeId(10), draining: true },
         Command::Drain { node: NodeId(10), draining: false },
+        Command::Hold { node: NodeId(10), from: Some(HeldFrom::Further) },
+        Command::Hold { node: NodeId(10), from: Some(HeldFrom::All) },
         Command::NodeOut { node: NodeId(10), joined: 300 },
         Command::Exclude { node: NodeId(10), joined: 300, version: at(2), reason: "no memory".to_owned() },
         Command::Collect { digest: files().digest(), reserved_at_ms: 1_767_225_600_000 },

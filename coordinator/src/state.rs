@@ -16,7 +16,7 @@ use roost_protocol::bundle::{BundleFile, FileList};
 use roost_protocol::limits::VERSIONS_MAX;
 use roost_protocol::manifest::Manifest;
 use roost_protocol::messages::control::{
-    ModelSummary, Outcome, Rollout, RolloutEvent, RolloutSummary, VersionSummary,
+    HeldFrom, ModelSummary, Outcome, Rollout, RolloutEvent, RolloutSummary, VersionSummary,
 };
 use roost_protocol::traffic::{Traffic, Weight};
 use roost_protocol::view::{Coordinator, HostedVersion, Model, Node, NodeProfile, View};
@@ -155,6 +155,13 @@ pub enum Command {
         /// Whether it drains.
         draining: bool,
     },
+    /// An operator holds a worker back from owning versions, or lets it own them again.
+    Hold {
+        /// Its id.
+        node: NodeId,
+        /// From which; none lifts what held it.
+        from: Option<HeldFrom>,
+    },
     /// A worker was silent for too long.
     NodeOut {
         /// Its id.
@@ -255,6 +262,8 @@ struct VersionRecord {
     bytes: u64,
     manifest: Arc<Manifest>,
     excluded: BTreeSet<NodeId>,
+    /// The log index at which it last came to be hosted; none while it is not.
+    hosted_since: Option<u64>,
     pushed_by: String,
     pushed_at_ms: u64,
     note: String,
@@ -433,6 +442,14 @@ impl ModelRecord {
         routed.into_iter().flatten().chain(self.labels.values().copied()).collect()
     }
 
+    /// Notes which versions came to be hosted by the entry at `index`, and which no longer are.
+    fn note_hosted(&mut self, index: u64) {
+        let hosted = self.hosted();
+        for (version, record) in &mut self.versions {
+            record.hosted_since = hosted.contains(version).then(|| record.hosted_since.unwrap_or(index));
+        }
+    }
+
     fn project(&self) -> Model {
         let hosted = |version| {
             let record: &VersionRecord = &self.versions[&version];
@@ -441,6 +458,7 @@ impl ModelRecord {
                 bytes: record.bytes,
                 manifest: record.manifest.clone(),
                 excluded: record.excluded.clone(),
+                since: record.hosted_since.unwrap_or_default(),
             };
             (version, hosted)
         };

@@ -237,7 +237,7 @@ mod tests {
     fn view(index: u64, known: Option<(&str, NodeState)>) -> View {
         let node = |(address, state): (&str, NodeState)| {
             let Introduction { node, name, profile, .. } = us();
-            (node, Node { name, address: address.to_owned(), state, profile })
+            (node, Node { name, address: address.to_owned(), state, hold: None, profile })
         };
         View {
             cluster: ClusterId(1),

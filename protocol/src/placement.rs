@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use crate::ids::{ModelName, NodeId, Version};
 use crate::manifest::{EngineChoice, Manifest, Replicas};
 use crate::ring::{Ring, version_place};
-use crate::view::{HostedVersion, Node, NodeState, SoftState, Stage, View};
+use crate::view::{Hold, HostedVersion, Node, NodeState, SoftState, Stage, View};
 
 /// The eligible nodes for a version in order of preference: the walk of the ring from the version's place, with the first
 /// node of each zone moved ahead until the replicas are found.
@@ -15,7 +15,7 @@ pub fn preference(view: &View, ring: &Ring, model: &ModelName, version: Version)
     let Some(hosted) = hosted(view, model, version) else { return Vec::new() };
     let eligible = |id: &NodeId| {
         let node = view.nodes.get(id).filter(|node| node.state == NodeState::Active);
-        node.is_some_and(|node| could_host(*id, node, hosted))
+        node.is_some_and(|node| could_host(*id, node, hosted) && !is_held_back(node, hosted))
     };
     let walk: Vec<NodeId> = ring.walk(version_place(model, version)).filter(eligible).collect();
     let wanted = replicas_wanted(hosted.manifest.replicas, walk.len());
@@ -33,8 +33,8 @@ pub fn owners(view: &View, ring: &Ring, model: &ModelName, version: Version) -> 
 /// The nodes that may be sent requests for a version now: the first `replicas` that serve it, owners ahead of ex-owners
 /// that have not drained yet.
 ///
-/// A node that is not [`NodeState::Active`] owns nothing, but while it still reports the version ready it can answer:
-/// make before break.
+/// A node that is not [`NodeState::Active`], or is held back by an operator, owns nothing (further), but while it still reports
+/// the version ready it can answer: make before break.
 pub fn candidates(
     view: &View,
     ring: &Ring,
@@ -83,7 +83,9 @@ fn first_replicas(
     is_fit: impl Fn(NodeId) -> bool,
 ) -> Vec<NodeId> {
     let preferred = preference(view, ring, model, version);
-    let leaving = view.nodes.iter().filter(|(_, node)| node.state == NodeState::Draining).map(|(id, _)| *id);
+    let leaves = |node: &Node| node.state == NodeState::Draining || node.hold.is_some();
+    let leaving = view.nodes.iter().filter(|(id, node)| leaves(node) && !preferred.contains(id));
+    let leaving: Vec<NodeId> = leaving.map(|(id, _)| *id).collect();
     let replicas = hosted(view, model, version).map(|hosted| hosted.manifest.replicas);
     let wanted = replicas.map_or(0, |replicas| replicas_wanted(replicas, preferred.len().max(1)));
     let known: Vec<NodeId> = preferred.into_iter().chain(leaving).collect();
@@ -100,6 +102,15 @@ pub fn replicas_wanted(replicas: Replicas, eligible: usize) -> usize {
 
 fn hosted<'a>(view: &'a View, model: &ModelName, version: Version) -> Option<&'a HostedVersion> {
     view.models.get(model)?.versions.get(&version)
+}
+
+/// Whether an operator keeps a version from a node.
+fn is_held_back(node: &Node, hosted: &HostedVersion) -> bool {
+    match node.hold {
+        None => false,
+        Some(Hold::Cordoned { since }) => hosted.since >= since,
+        Some(Hold::Drained) => true,
+    }
 }
 
 /// Whether a node has what a version needs, whatever state it is in.
@@ -194,6 +205,34 @@ mod tests {
         let ring = view.ring();
         assert_eq!(candidates(&view, &ring, &all[..1]), all[..1]);
         assert_eq!(candidates(&view, &ring, &[]), []);
+    }
+
+    #[test]
+    fn a_node_that_is_held_back_owns_nothing_further_and_serves_until_others_do() {
+        let mut view = view(1, 4, &["digits"]);
+        let (ring, all) = (view.ring(), preference(&view, &view.ring(), &digits(), Version(1)));
+        let held = |view: &mut View, hold| view.nodes.get_mut(&all[0]).unwrap().hold = hold;
+        let owners = |view: &View| owners(view, &view.ring(), &digits(), Version(1));
+        // The version came to be hosted at index 1.
+        held(&mut view, Some(Hold::Cordoned { since: 2 }));
+        assert_eq!(owners(&view), all[..2], "what it hosts it keeps");
+        let both = candidates(&view, &ring, &soft(&all[..2]), &digits(), Version(1));
+        assert_eq!(both, all[..2], "once each");
+        for hold in [Hold::Cordoned { since: 1 }, Hold::Drained] {
+            held(&mut view, Some(hold));
+            assert_eq!(owners(&view), all[1..3]);
+            let serving = |ready: &[NodeId]| candidates(&view, &ring, &soft(ready), &digits(), Version(1));
+            assert_eq!(serving(&all[..1]), all[..1], "nobody else is ready");
+            assert_eq!(serving(&all[..3]), all[1..3]);
+        }
+        view.nodes.values_mut().for_each(|node| node.hold = Some(Hold::Drained));
+        assert_eq!(
+            candidates(&view, &ring, &soft(&all), &digits(), Version(1)).len(),
+            1,
+            "drained, not dead"
+        );
+        held(&mut view, None);
+        assert_eq!(owners(&view), all[..1]);
     }
 
     #[test]

@@ -49,8 +49,22 @@ pub struct Node {
     pub address: String,
     /// Whether it may own versions.
     pub state: NodeState,
+    /// What an operator holds it back from.
+    pub hold: Option<Hold>,
     /// What it is and can do.
     pub profile: NodeProfile,
+}
+
+/// What an operator holds a node back from, until the operator lifts it. It outlives the node's restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Hold {
+    /// It owns no version that came to be hosted at this log index or later.
+    Cordoned {
+        /// The log index.
+        since: u64,
+    },
+    /// It owns nothing.
+    Drained,
 }
 
 /// Whether a node may own versions.
@@ -103,6 +117,8 @@ pub struct HostedVersion {
     pub manifest: Arc<Manifest>,
     /// Nodes that repeatedly failed to load it.
     pub excluded: BTreeSet<NodeId>,
+    /// The log index at which it last came to be hosted.
+    pub since: u64,
 }
 
 impl View {
@@ -389,7 +405,7 @@ pub(crate) mod tests {
             engines: [EngineChoice::OnnxRuntime].into(),
         };
         let address = "127.0.0.1:7400".to_owned();
-        Node { name: NodeName::new(name).unwrap(), address, state: NodeState::Active, profile }
+        Node { name: NodeName::new(name).unwrap(), address, state: NodeState::Active, hold: None, profile }
     }
 
     pub(crate) fn view(epoch: u64, nodes: u64, models: &[&str]) -> View {
@@ -400,6 +416,7 @@ pub(crate) mod tests {
                 bytes: 10,
                 manifest: Arc::new(Manifest::default()),
                 excluded: BTreeSet::new(),
+                since: 1,
             };
             let (stable, revision) = (Version(1), Revision(1));
             let model = Model {

@@ -28,7 +28,16 @@ pub fn published(index: u64, share: u16, peers: &[(String, String)]) -> Publishe
     };
     let node = |(i, (name, address)): (usize, &(String, String))| {
         let name = NodeName::new(name).unwrap();
-        (id(i), Node { name, address: address.clone(), state: NodeState::Active, profile: profile.clone() })
+        (
+            id(i),
+            Node {
+                name,
+                address: address.clone(),
+                state: NodeState::Active,
+                hold: None,
+                profile: profile.clone(),
+            },
+        )
     };
     let coordinator = |(i, (name, address)): (usize, &(String, String))| {
         let name = NodeName::new(name).unwrap();
@@ -41,6 +50,7 @@ pub fn published(index: u64, share: u16, peers: &[(String, String)]) -> Publishe
         bytes: 10,
         manifest: Arc::new(manifest),
         excluded: BTreeSet::new(),
+        since: 1,
     };
     let weight = Weight::from_basis_points(share * 100).unwrap();
     let traffic = Traffic {

@@ -25,11 +25,14 @@ fn view(nodes: u64) -> View {
             engines: [EngineChoice::OnnxRuntime].into(),
         };
         let name = NodeName::new(&format!("w{id}")).unwrap();
-        (NodeId(id), Node { name, address: format!("h:{id}"), state: NodeState::Active, profile })
+        (NodeId(id), Node { name, address: format!("h:{id}"), state: NodeState::Active, hold: None, profile })
     };
     let version = |version| {
         let (digest, manifest) = (Digest::of(b""), Arc::new(Manifest::default()));
-        (Version(version), HostedVersion { digest, bytes: 1, manifest, excluded: Default::default() })
+        (
+            Version(version),
+            HostedVersion { digest, bytes: 1, manifest, excluded: Default::default(), since: 1 },
+        )
     };
     let model =
         Model { traffic: traffic(), versions: [version(1), version(2)].into(), labels: BTreeMap::new() };

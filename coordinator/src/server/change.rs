@@ -114,6 +114,7 @@ async fn plan(
         Change::SetLabel { version, label } => Command::SetLabel { version, label },
         Change::RemoveLabel { model, label } => Command::RemoveLabel { model, label },
         Change::Join { node, name, address, profile } => Command::Join { node, name, address, profile },
+        Change::Hold { node, from } => Command::Hold { node, from },
         Change::Retain { model, keep } => Command::Retain { model, keep },
         Change::Drain { node, draining } => {
             // A worker drains itself; that it is a member is for the state to say.

@@ -7,9 +7,9 @@ use roost_protocol::bundle::FileList;
 use roost_protocol::error::reason;
 use roost_protocol::limits::{MODELS_MAX, NODES_MAX};
 use roost_protocol::manifest::Manifest;
-use roost_protocol::messages::control::{Outcome, RolloutEventKind};
+use roost_protocol::messages::control::{HeldFrom, Outcome, RolloutEventKind};
 use roost_protocol::traffic::Traffic;
-use roost_protocol::view::{Coordinator, Node, NodeProfile, NodeState};
+use roost_protocol::view::{Coordinator, Hold, Node, NodeProfile, NodeState};
 use roost_protocol::{
     CommandError, Digest, Label, ModelName, ModelVersion, NodeId, NodeName, Revision, Version,
 };
@@ -35,6 +35,8 @@ impl State {
         let result = self.carry_out(&proposal.command, &proposal.by);
         if result.is_ok() {
             self.view_index = index;
+            let model = proposal.command.model().and_then(|model| self.models.get_mut(model));
+            model.into_iter().for_each(|model| model.note_hosted(index));
         }
         let applied = Applied { epoch: self.epoch(), result };
         if let Some(request) = proposal.request
@@ -127,6 +129,7 @@ impl State {
                 let to = if *draining { NodeState::Draining } else { NodeState::Active };
                 self.set_node_state(*node, to)
             }
+            Command::Hold { node, from } => self.hold(*node, *from),
             Command::NodeOut { node, joined } => self.node_out(*node, *joined),
             Command::Exclude { node, joined, version, reason: _ } => self.exclude(*node, *joined, version),
             Command::Collect { digest, reserved_at_ms } => self.collect(digest, *reserved_at_ms),
@@ -210,6 +213,7 @@ impl State {
             bytes,
             manifest,
             excluded,
+            hosted_since: None,
             pushed_by,
             pushed_at_ms: now_ms,
             note,
@@ -327,7 +331,10 @@ impl State {
             limit("nodes", NODES_MAX as u64, self.nodes.len() as u64 + 1)?;
         }
         let (name, address, profile) = (name.clone(), address.to_owned(), profile.clone());
-        let joined = Node { name, address, state: NodeState::Active, profile };
+        // Whoever held back the machine of this name means its successor too.
+        let known = self.nodes.get(&replaced.unwrap_or(node));
+        let hold = known.and_then(|known| known.node.hold);
+        let joined = Node { name, address, state: NodeState::Active, hold, profile };
         check_view(self.view_bytes(), encoded_bytes(&joined))?;
         if let Some(replaced) = replaced {
             self.nodes.remove(&replaced);
@@ -348,6 +355,19 @@ impl State {
     fn set_node_state(&mut self, node: NodeId, to: NodeState) -> Result<Outcome, CommandError> {
         let unknown = CommandError::UnknownNode { name: node.to_string() };
         self.nodes.get_mut(&node).ok_or(unknown)?.node.state = to;
+        Ok(Outcome::Applied)
+    }
+
+    fn hold(&mut self, node: NodeId, from: Option<HeldFrom>) -> Result<Outcome, CommandError> {
+        let unknown = CommandError::UnknownNode { name: node.to_string() };
+        let node = &mut self.nodes.get_mut(&node).ok_or(unknown)?.node;
+        node.hold = match (from, node.hold) {
+            (None, _) => None,
+            (Some(HeldFrom::All), _) => Some(Hold::Drained),
+            // From when it was cordoned first.
+            (Some(HeldFrom::Further), Some(cordoned @ Hold::Cordoned { .. })) => Some(cordoned),
+            (Some(HeldFrom::Further), _) => Some(Hold::Cordoned { since: self.index }),
+        };
         Ok(Outcome::Applied)
     }
 
@@ -380,6 +400,35 @@ impl State {
             self.bundles.remove(digest);
         }
         Ok(Outcome::Applied)
+    }
+}
+
+impl Command {
+    /// The model whose versions it may have hosted, or hosted no longer.
+    fn model(&self) -> Option<&ModelName> {
+        match self {
+            Self::CommitVersion { model, .. }
+            | Self::Expose { model, .. }
+            | Self::Pause { model, .. }
+            | Self::Resume { model, .. }
+            | Self::Promote { model, .. }
+            | Self::Abort { model, .. }
+            | Self::Undo { model, .. }
+            | Self::RemoveLabel { model, .. }
+            | Self::Retain { model, .. } => Some(model),
+            Self::StartRollout { target: version, .. } | Self::SetLabel { version, .. } => {
+                Some(&version.model)
+            }
+            Self::Initialise { .. }
+            | Self::Reserve { .. }
+            | Self::Join { .. }
+            | Self::Drain { .. }
+            | Self::Hold { .. }
+            | Self::NodeOut { .. }
+            | Self::Exclude { .. }
+            | Self::Collect { .. }
+            | Self::Refuse { .. } => None,
+        }
     }
 }
 

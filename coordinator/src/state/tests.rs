@@ -7,7 +7,7 @@ mod table;
 use proptest::prelude::*;
 use roost_protocol::bundle::{BundleFile, MODEL_FILE};
 use roost_protocol::traffic::KeyHash;
-use roost_protocol::view::NodeState;
+use roost_protocol::view::{Hold, NodeState};
 
 use super::*;
 
@@ -360,6 +360,40 @@ fn a_join_ends_what_was_held_against_the_node() {
     assert_eq!(excluded(&cluster), [].into());
     let unknown = Command::Exclude { node: NodeId(2), joined, version: at(1), reason: String::new() };
     assert!(matches!(cluster.run(unknown), Err(CommandError::UnknownNode { .. })));
+}
+
+#[test]
+fn what_holds_a_node_back_outlives_its_restarts_and_its_machine() {
+    let mut cluster = Cluster::with_versions(2);
+    cluster.run(join(1, "a")).unwrap();
+    let hold = |cluster: &Cluster, node| cluster.state.nodes[&NodeId(node)].node.hold;
+    let further = Command::Hold { node: NodeId(1), from: Some(HeldFrom::Further) };
+    cluster.run(further.clone()).unwrap();
+    let cordoned = hold(&cluster, 1);
+    assert_eq!(cordoned, Some(Hold::Cordoned { since: cluster.index }));
+    // What is hosted from now on is later, what was before is not; and it was cordoned once.
+    cluster.run(further).unwrap();
+    assert_eq!(hold(&cluster, 1), cordoned);
+    cluster.run(Command::SetLabel { version: at(2), label: Label::new("new").unwrap() }).unwrap();
+    let labelled = cluster.index;
+    let since = |cluster: &Cluster, version| {
+        cluster.state.view().unwrap().models[&digits()].versions[&Version(version)].since
+    };
+    assert_eq!(since(&cluster, 2), labelled);
+    assert!(cordoned > Some(Hold::Cordoned { since: since(&cluster, 1) }), "{cordoned:?}");
+    cluster.run(Command::SetLabel { version: at(2), label: Label::new("newer").unwrap() }).unwrap();
+    assert_eq!(since(&cluster, 2), labelled, "it was hosted all the time");
+    // Its next start, and the machine that takes its place, are held back as it was.
+    cluster.run(join(1, "a")).unwrap();
+    cluster.run(Command::Hold { node: NodeId(1), from: Some(HeldFrom::All) }).unwrap();
+    let joined = cluster.joined(1);
+    cluster.run(Command::NodeOut { node: NodeId(1), joined }).unwrap();
+    cluster.run(join(2, "a")).unwrap();
+    assert_eq!(hold(&cluster, 2), Some(Hold::Drained));
+    cluster.run(Command::Hold { node: NodeId(2), from: None }).unwrap();
+    assert_eq!(hold(&cluster, 2), None);
+    let unknown = cluster.run(Command::Hold { node: NodeId(1), from: None });
+    assert!(matches!(unknown, Err(CommandError::UnknownNode { .. })), "{unknown:?}");
 }
 
 #[test]

@@ -101,13 +101,17 @@ mod tests {
                 engines: [EngineChoice::OnnxRuntime].into(),
             };
             let name = NodeName::new(&format!("node-{id}")).unwrap();
-            (NodeId(id), Node { name, address: "x:1".to_owned(), state: NodeState::Active, profile })
+            (
+                NodeId(id),
+                Node { name, address: "x:1".to_owned(), state: NodeState::Active, hold: None, profile },
+            )
         };
         let hosted = HostedVersion {
             digest: Digest::of(b"one"),
             bytes: 3,
             manifest: Arc::new(Manifest::default()),
             excluded: BTreeSet::new(),
+            since: 1,
         };
         let (stable, revision) = (Version(1), Revision(1));
         let model = Model {

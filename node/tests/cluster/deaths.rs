@@ -141,7 +141,7 @@ async fn make(control: Control, what: What, note: String) {
 }
 
 /// Waits until every coordinator is heard by the leader and has what it has.
-async fn all_caught_up(control: &Control) {
+pub async fn all_caught_up(control: &Control) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let members = control.members().await.map(|summary| summary.members).unwrap_or_default();
@@ -266,7 +266,7 @@ async fn the_leader_dies_at_random_moments() {
 }
 
 /// How long after `since` a change, and a linearizable read, that are asked for now are acknowledged.
-async fn until_served(control: &Control, since: Instant) -> (Duration, Duration) {
+pub async fn until_served(control: &Control, since: Instant) -> (Duration, Duration) {
     let write = async {
         let label = Label::new("death").unwrap();
         insist(control, Change::SetLabel { version: at(1), label }).await;

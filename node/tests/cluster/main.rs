@@ -2,6 +2,7 @@
 //! the leader and a worker are killed. Real processes, real models, ONNX Runtime.
 #![expect(clippy::unwrap_used, reason = "what the tests share is test code too")]
 
+mod availability;
 mod bad_input;
 mod command_line;
 mod damage;

@@ -69,6 +69,17 @@ impl Cluster {
         self.variables.extend(variables.iter().map(|(name, value)| (*name, (*value).to_owned())));
     }
 
+    /// Says in which zones nodes stand.
+    pub fn set_zones(&mut self, zones: &[(&str, &str)]) {
+        let path = self.folder.path().join("cluster.toml");
+        let mut config = std::fs::read_to_string(&path).unwrap();
+        for (name, zone) in zones {
+            let line = format!("name = \"{name}\"\n");
+            config = config.replace(&line, &format!("{line}zone = \"{zone}\"\n"));
+        }
+        std::fs::write(&path, config).unwrap();
+    }
+
     /// Adds coordinators to the config, which have no certificate and no process yet. Returns their addresses.
     pub fn add_coordinators(&mut self, names: &[&str]) -> Vec<String> {
         let nodes: Vec<_> = names.iter().map(|name| ((*name).to_owned(), Role::Coordinator)).collect();

@@ -91,6 +91,7 @@ impl Files {
             bytes: self.list().bytes(),
             manifest: Arc::new(Manifest::parse(std::str::from_utf8(manifest).unwrap()).unwrap()),
             excluded: BTreeSet::new(),
+            since: 1,
         }
     }
 
@@ -268,6 +269,7 @@ fn empty_view() -> View {
         name: NodeName::new("w1").unwrap(),
         address: "127.0.0.1:1".to_owned(),
         state: NodeState::Active,
+        hold: None,
         profile,
     };
     View {

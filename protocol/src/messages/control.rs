@@ -195,6 +195,13 @@ pub enum Change {
         /// Whether it drains.
         draining: bool,
     },
+    /// Holds a worker back from owning versions, or lets it own them again.
+    Hold {
+        /// Its id.
+        node: NodeId,
+        /// From which; none lifts what held it.
+        from: Option<HeldFrom>,
+    },
     /// Forgets a model's old versions.
     Retain {
         /// The model.
@@ -202,6 +209,15 @@ pub enum Change {
         /// How many of the newest are kept, beside those that take traffic, may take it by an undo, or bear a label.
         keep: u32,
     },
+}
+
+/// Which versions a worker is held back from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HeldFrom {
+    /// Those that come to be hosted from now on.
+    Further,
+    /// All: others take over what it owns.
+    All,
 }
 
 /// What a committed change led to.

@@ -41,6 +41,7 @@ fn of_change(change: &Change) -> &'static [Role] {
         | Change::Undo { .. }
         | Change::SetLabel { .. }
         | Change::RemoveLabel { .. }
+        | Change::Hold { .. }
         | Change::Retain { .. } => &[Role::Operator],
         Change::Join { .. } | Change::Drain { .. } => &[Role::Worker],
     }

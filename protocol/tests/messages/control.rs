@@ -8,9 +8,9 @@ use roost_protocol::frame::Kind;
 use roost_protocol::ids::{Digest, Incarnation, ModelName, NodeId, RequestId, Revision, Term, Version};
 use roost_protocol::messages::control::{
     Answer, BundleRequest, BundleResponse, Change, ClusterSummary, ControlRequest, ControlResponse, Done,
-    Heartbeat, Hello, MemberSummary, MembersSummary, ModelSummary, Outcome, Query, Reconfigure, Reconfigured,
-    Rollout, RolloutEvent, RolloutEventKind, RolloutState, RolloutSummary, SoftUpdate, VersionStatistics,
-    VersionSummary, WatchUpdate, Watched,
+    Heartbeat, HeldFrom, Hello, MemberSummary, MembersSummary, ModelSummary, Outcome, Query, Reconfigure,
+    Reconfigured, Rollout, RolloutEvent, RolloutEventKind, RolloutState, RolloutSummary, SoftUpdate,
+    VersionStatistics, VersionSummary, WatchUpdate, Watched,
 };
 use roost_protocol::view::SoftState;
 
@@ -153,6 +153,9 @@ fn changes() -> Vec<Change> {
         },
         Change::Drain { node: NodeId(10), draining: true },
         Change::Drain { node: NodeId(10), draining: false },
+        Change::Hold { node: NodeId(10), from: Some(HeldFrom::Further) },
+        Change::Hold { node: NodeId(10), from: Some(HeldFrom::All) },
+        Change::Hold { node: NodeId(10), from: None },
         Change::Retain { model: model(), keep: 3 },
     ]
 }

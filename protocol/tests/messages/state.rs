@@ -150,7 +150,13 @@ pub fn profile() -> NodeProfile {
 }
 
 fn node(name: &str, state: NodeState) -> Node {
-    Node { name: node_name(name), address: "127.0.0.1:7400".to_owned(), state, profile: profile() }
+    Node {
+        name: node_name(name),
+        address: "127.0.0.1:7400".to_owned(),
+        state,
+        hold: None,
+        profile: profile(),
+    }
 }
 
 /// A view with one of everything.
@@ -160,6 +166,7 @@ pub fn view(index: u64) -> View {
         bytes: files().bytes(),
         manifest: Arc::new(manifest()),
         excluded,
+        since: 4,
     };
     let versions = BTreeMap::from([
         (Version(1), hosted(BTreeSet::new())),

@@ -64,7 +64,7 @@ variants! {
     Reconfigured { Added, Changed, LedBy }
     Watched { All, Models }
     Change {
-        ReservePush, CommitPush, StartRollout, Promote, Abort, Undo, SetLabel, RemoveLabel, Join, Drain,
+        ReservePush, CommitPush, StartRollout, Promote, Abort, Undo, SetLabel, RemoveLabel, Join, Drain, Hold,
         Retain,
     }
     Outcome { Applied, Reserved, Pushed, Rerouted, Forgotten }

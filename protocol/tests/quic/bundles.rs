@@ -63,8 +63,8 @@ impl Bundle {
 
     async fn upload(&self, links: &Links, address: &str) -> Result<u64, TransferError> {
         let mut sent = 0;
-        let read = async |file: &BundleFile, offset: u64, length: u64| {
-            let (_, bytes) = self.files.iter().find(|(ours, _)| ours == file).expect("a file of the bundle");
+        let read = |file: BundleFile, offset: u64, length: u64| async move {
+            let (_, bytes) = self.files.iter().find(|(ours, _)| *ours == file).expect("a file of the bundle");
             Ok(bytes.slice(offset as usize..(offset + length) as usize))
         };
         upload(links, address, &self.list, read, |bytes| sent += bytes).await.map(|()| sent)
@@ -370,10 +370,11 @@ async fn a_file_that_changes_under_the_upload_is_refused() {
     let bundle = Bundle::new(1000);
     let holder = Holder::start(|_| true).await;
     let links = links().await;
-    let changed = async |_: &BundleFile, _: u64, length: u64| Ok(Bytes::from(vec![0; length as usize]));
+    let changed =
+        |_: BundleFile, _: u64, length: u64| async move { Ok(Bytes::from(vec![0; length as usize])) };
     let error = upload(&links, &holder.address, &bundle.list, changed, |_| {}).await.unwrap_err();
     assert!(matches!(error, TransferError::Refused(ControlError::DigestMismatch { .. })), "{error}");
-    let shorter = async |_: &BundleFile, _: u64, _: u64| Ok(Bytes::new());
+    let shorter = |_: BundleFile, _: u64, _: u64| async { Ok(Bytes::new()) };
     let error = upload(&links, &holder.address, &bundle.list, shorter, |_| {}).await.unwrap_err();
     assert!(matches!(error, TransferError::Refused(ControlError::Storage { .. })), "{error}");
     assert_eq!(holder.store.held().await.unwrap(), []);

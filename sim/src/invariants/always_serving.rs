@@ -39,7 +39,7 @@ impl AlwaysServing {
     /// seen where a model's traffic was switched to, workers may know more than the clients' views, and nothing is said.
     fn is_needed(&self, version: &str) -> bool {
         let Some(view) = &self.view else { return false };
-        let owning = view.nodes.values().any(|node| node.state == NodeState::Active);
+        let owning = view.nodes.values().any(|node| node.state == NodeState::Active && node.hold.is_none());
         let stable = view.models.iter().any(|(name, model)| {
             let newest = self.rerouted.get(name.as_str()).copied().unwrap_or_default();
             model.traffic.revision.0 >= newest && format!("{name}@{}", model.traffic.stable) == version

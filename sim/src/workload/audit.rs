@@ -49,6 +49,9 @@ async fn look(workload: &Workload, client: &Client, host: &str) -> Result<Publis
     }
     let published = client.published().borrow().clone();
     let view = published.view.clone().ok_or("the auditor has no view")?;
+    if let Some(node) = super::admin::held(client).first() {
+        return Err(format!("node {node} is held back"));
+    }
     check_rollouts(client, &view).await?;
     check_hosts(&published, &view)?;
     check_clients(workload, &published)?;

@@ -6,6 +6,7 @@ use crate::certs::CertsCommand;
 use crate::cluster::ClusterCommand;
 use crate::infer::InferArguments;
 use crate::models::{LabelCommand, VersionsArguments};
+use crate::node::NodeCommand;
 use crate::push::PushArguments;
 use crate::rollout::RolloutCommand;
 use crate::session::Global;
@@ -71,6 +72,9 @@ pub enum OnCluster {
     Label(LabelCommand),
     /// Asks a model, with inputs from files
     Infer(InferArguments),
+    /// Takes workers out of service and back
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Shows the cluster, and changes who coordinates
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -107,6 +111,9 @@ mod tests {
             "infer digits@2 --image a.png b.png",
             "infer encoder:prod --input a:i64=a.json --input b=b.npy",
             "cluster status",
+            "node cordon w1",
+            "node uncordon w1",
+            "node drain w1 --timeout 60",
             "cluster members list",
             "cluster members add c4 --address 10.0.0.4:7300",
             "cluster members promote c4 c5",
@@ -145,6 +152,7 @@ mod tests {
             "certs issue anna",
             "certs issue anna --roles king",
             "certs issue anna --roles client --days 0",
+            "node drain",
             "cluster members add c4",
             "cluster members promote",
             "models --timeout 0",

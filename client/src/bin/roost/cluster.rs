@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use indicatif::HumanBytes;
 use roost_protocol::messages::control::{ClusterSummary, VersionStatistics};
-use roost_protocol::view::{Liveness, NodeState, Published, SoftState, View};
+use roost_protocol::view::{Hold, Liveness, NodeState, Published, SoftState, View};
 use roost_protocol::{ControlError, ModelName, NodeId, Version};
 use serde::Serialize;
 
@@ -149,10 +149,12 @@ impl WorkerLine {
         Self {
             name: node.name.to_string(),
             address: node.address.clone(),
-            state: match node.state {
-                NodeState::Active => "active",
-                NodeState::Draining => "draining",
-                NodeState::Out => "out",
+            state: match (node.state, node.hold) {
+                (NodeState::Active, None) => "active",
+                (NodeState::Active, Some(Hold::Cordoned { .. })) => "cordoned",
+                (NodeState::Active, Some(Hold::Drained)) => "drained",
+                (NodeState::Draining, _) => "draining",
+                (NodeState::Out, _) => "out",
             },
             liveness: match soft.nodes.get(&id).map(|report| report.liveness) {
                 Some(Liveness::Live) => "live",

@@ -47,7 +47,7 @@ fn node(i: u64) -> (NodeId, Node) {
     };
     let state = if i == 3 { NodeState::Draining } else { NodeState::Active };
     let name = NodeName::new(&format!("w{i}")).unwrap();
-    (NodeId(i), Node { name, address: format!("10.0.0.{i}:7400"), state, profile })
+    (NodeId(i), Node { name, address: format!("10.0.0.{i}:7400"), state, hold: None, profile })
 }
 
 fn report(liveness: Liveness, stages: [Option<Stage>; 2]) -> NodeReport {
@@ -66,6 +66,7 @@ pub fn published() -> Published {
         bytes: 98_304,
         manifest: Arc::new(Manifest::default()),
         excluded: BTreeSet::new(),
+        since: 1,
     };
     let model = Model {
         traffic: traffic(),

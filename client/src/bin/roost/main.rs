@@ -1,7 +1,7 @@
 //! `roost`: the command line of a Roost cluster.
 //!
 //! In reading order: [`arguments`] is the grammar; [`profile`] and [`session`] lead to the cluster;
-//! [`push`], [`models`], [`rollout`], [`infer`], [`cluster`], [`members`] and [`certs`] are the commands; [`output`],
+//! [`push`], [`models`], [`rollout`], [`infer`], [`cluster`], [`members`], [`node`] and [`certs`] are the commands; [`output`],
 //! [`table`] and [`moment`] say how their reports are printed, [`failure`] what is printed instead. Reports
 //! are made by pure functions of what the cluster answered, so that they are tested without one.
 
@@ -16,6 +16,7 @@ mod infer;
 mod members;
 mod models;
 mod moment;
+mod node;
 mod output;
 mod profile;
 mod push;
@@ -76,6 +77,7 @@ async fn carry_out(session: &Session, command: OnCluster) -> anyhow::Result<()> 
         OnCluster::Rollout(command) => rollout::run(session, command).await,
         OnCluster::Label(command) => models::label(session, command).await,
         OnCluster::Infer(arguments) => infer::run(session, arguments).await,
+        OnCluster::Node(command) => node::run(session, command).await,
         OnCluster::Cluster(command) => cluster::run(session, command).await,
     }
 }

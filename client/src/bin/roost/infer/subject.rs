@@ -140,6 +140,7 @@ mod tests {
             bytes: 0,
             manifest: Arc::new(manifest),
             excluded: BTreeSet::new(),
+            since: 1,
         };
         let canary = (manifests.len() > 1).then_some(Canary { version: Version(2), weight: Weight::ZERO });
         let versions = manifests.into_iter().zip(1..).map(|(manifest, i)| (Version(i), hosted(manifest)));
