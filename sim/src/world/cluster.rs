@@ -119,8 +119,10 @@ impl Cluster {
 
     /// The seed of one life of a host.
     pub(super) fn seed_of(&self, name: &str, boot: u64) -> u64 {
-        let mut state = self.seed ^ xxhash_rust::xxh3::xxh3_64_with_seed(name.as_bytes(), boot);
-        crate::entropy::split_mix(&mut state)
+        let mut state = self.seed ^ xxhash_rust::xxh3::xxh3_64(name.as_bytes());
+        // Not as xxh3's seed: of names as short as `op2` and `op3`, it makes one number of neighbours.
+        let mut of_boot = crate::entropy::split_mix(&mut state) ^ boot;
+        crate::entropy::split_mix(&mut of_boot)
     }
 }
 
