@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 
 use crate::artefact::Keeping;
 use crate::raft::disk::{Disk, DiskError, JobQueue};
+use crate::raft::fault::DiskFault;
 use crate::raft::network::Network;
 use crate::raft::types::{Raft, Runtime};
 use crate::raft::{Log, Machine};
@@ -102,6 +103,20 @@ pub enum StartError {
     Raft(String),
 }
 
+impl StartError {
+    /// What the disk did wrong, if it was the disk.
+    pub fn disk_fault(&self) -> Option<DiskFault> {
+        match self {
+            Self::Disk(DiskError::Fault(fault)) => Some(fault.clone()),
+            Self::Snapshot(error) => Some(DiskFault::Damaged(error.to_string().into())),
+            Self::Disk(DiskError::Open(_) | DiskError::SetUp(_) | DiskError::Tables { .. })
+            | Self::Disk(DiskError::WrongNode { .. })
+            | Self::Config(_)
+            | Self::Raft(_) => None,
+        }
+    }
+}
+
 /// A coordinator that runs. Dropping it stops its tasks without a farewell; see [`Coordinator::stop`].
 pub struct Coordinator {
     shared: Arc<Shared>,
@@ -153,8 +168,10 @@ impl Coordinator {
         let (shared, belonged) = match started.await {
             Ok(started) => started,
             Err(error) => {
+                let fault = disk.failure().borrow().clone();
                 disk.close().await;
-                return Err(error);
+                // Raft wraps the disk's words, or only says that it stopped.
+                return Err(fault.map_or(error, |fault| DiskError::Fault(fault).into()));
             }
         };
         let (panicked, _) = watch::channel(None);
@@ -199,9 +216,14 @@ impl Coordinator {
                 Ok(how) = panicked.wait_for(Option::is_some) => how.clone(),
             };
             // The disk's own words, if it was the disk: Raft's error wraps them, or only says that it stopped.
-            let disk = disk.borrow().as_deref().map(str::to_owned);
+            let disk = disk.borrow().as_ref().map(ToString::to_string);
             disk.or(stopped).unwrap_or_else(|| "the disk failed".to_owned())
         }
+    }
+
+    /// What its disk did wrong, if it was the disk that failed.
+    pub fn disk_fault(&self) -> Option<DiskFault> {
+        self.shared.disk.failure().borrow().clone()
     }
 
     /// Hands leadership over if it has it and somebody can take it, stops, and closes the database.

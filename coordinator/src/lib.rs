@@ -27,3 +27,4 @@ pub mod state;
 
 pub use coordinator::{Coordinator, CoordinatorConfig, CoordinatorParts, GroupMember, StartError};
 pub use raft::disk::{Job, JobQueue};
+pub use raft::fault::DiskFault;

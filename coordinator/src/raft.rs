@@ -1,10 +1,11 @@
 //! The shell around the replicated state: openraft on redb and QUIC. Nothing outside names openraft.
 //!
 //! - [`types`]: openraft's types as this cluster uses them; [`record`]: ours, on disk and between coordinators.
-//! - [`disk`]: the database and its executor; [`log`]: the Raft log; [`machine`]: the state machine and its snapshots.
+//! - [`disk`]: the database and its executor; [`fault`]: what a disk did wrong; [`log`]: the Raft log; [`machine`]: the state machine and its snapshots.
 //! - [`network`]: messages between coordinators.
 
 pub mod disk;
+pub mod fault;
 mod log;
 mod machine;
 pub mod network;

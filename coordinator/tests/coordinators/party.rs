@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
+use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use redb::StorageBackend;
@@ -73,7 +74,7 @@ impl JobQueue for DiskThread {
 }
 
 /// Runs disk work where it is submitted, for time that stands still.
-struct Inline;
+pub struct Inline;
 
 impl JobQueue for Inline {
     fn submit(&self, job: Job) {
@@ -170,6 +171,8 @@ pub struct Start {
     pub cluster: Option<ClusterId>,
     /// Its disk, when it is not a file.
     pub storage: Option<Box<dyn StorageBackend>>,
+    /// Where its bundles lie, when not in its folder.
+    pub bundles: Option<Arc<dyn ObjectStore>>,
     /// Whether disk work has no thread of its own.
     pub inline: bool,
 }
@@ -223,7 +226,9 @@ impl Party {
         });
         let folder = self.folder(number);
         std::fs::create_dir_all(folder.join("bundles")).unwrap();
-        let store = LocalFileSystem::new_with_prefix(folder.join("bundles")).unwrap().with_fsync(true);
+        let bundles = how.bundles.unwrap_or_else(|| {
+            Arc::new(LocalFileSystem::new_with_prefix(folder.join("bundles")).unwrap().with_fsync(true))
+        });
         let storage = how.storage.unwrap_or_else(|| {
             let file =
                 std::fs::File::options().read(true).write(true).create(true).truncate(false).to_owned();
@@ -233,7 +238,7 @@ impl Party {
         let parts = CoordinatorParts {
             storage,
             queue: if how.inline { Arc::new(Inline) } else { Arc::new(DiskThread::new()) },
-            bundles: BundleStore::new(Arc::new(store)),
+            bundles: BundleStore::new(bundles),
             clock: Arc::new(self.clock.clone()),
             dialler,
             published,
