@@ -254,6 +254,7 @@ fn arrival(frame: &Frame) -> Result<Arrival, InferError> {
         | Kind::ControlRequest
         | Kind::ControlResponse
         | Kind::WatchUpdate
+        | Kind::SnapshotChunk
         | Kind::BundleRequest
         | Kind::BundleResponse
         | Kind::BundleChunk

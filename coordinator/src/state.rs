@@ -286,6 +286,39 @@ impl State {
         Epoch { generation: self.generation, index: self.view_index }
     }
 
+    /// What commands do is gated on this.
+    pub fn level(&self) -> u32 {
+        self.level
+    }
+
+    /// The state with which a new group begins that goes on with this one: of `founder` alone, in a later generation. Those of
+    /// the old group are not former members but strangers, since their logs may go on where this state ends; the ids that
+    /// the founder had there, `was`, go over to its new one where they stand for a worker of the same machine.
+    pub(crate) fn refounded(
+        mut self,
+        generation: u32,
+        founder: (NodeId, Coordinator),
+        was: &[NodeId],
+    ) -> Self {
+        let (node, coordinator) = founder;
+        (self.generation, self.view_index) = (generation, self.index);
+        self.coordinators = [(node, coordinator)].into();
+        self.voters = vec![[node].into()];
+        self.former.clear();
+        for was in was {
+            if let Some(record) = self.nodes.remove(was) {
+                self.nodes.insert(node, record);
+            }
+            let versions = self.models.values_mut().flat_map(|model| model.versions.values_mut());
+            for excluded in versions.map(|version| &mut version.excluded) {
+                if excluded.remove(was) {
+                    excluded.insert(node);
+                }
+            }
+        }
+        self
+    }
+
     /// The coordinators of the committed membership.
     pub fn coordinators(&self) -> &BTreeMap<NodeId, Coordinator> {
         &self.coordinators

@@ -81,7 +81,10 @@ async fn catch_up(shared: &Shared) -> Result<(), ControlError> {
             }
         },
         ControlResponse::Failed(error) => return Err(error),
-        ControlResponse::Done(_) | ControlResponse::Heard { .. } | ControlResponse::Reconfigured(_) => {
+        ControlResponse::Done(_)
+        | ControlResponse::Heard { .. }
+        | ControlResponse::Reconfigured(_)
+        | ControlResponse::Snapshot { .. } => {
             return Err(ControlError::Malformed { what: "another answer than to a query".to_owned() });
         }
     };

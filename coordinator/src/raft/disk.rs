@@ -83,6 +83,13 @@ pub enum DiskError {
     },
 }
 
+/// Whose database may be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Ours,
+    Anyones,
+}
+
 impl DiskError {
     /// The error as the fault behind it, where there is one: `noted` is what the storage did wrong meanwhile.
     fn by_fault(self, noted: Option<DiskFault>) -> Self {
@@ -180,12 +187,33 @@ impl Disk {
         queue: Arc<dyn JobQueue>,
         node: NodeId,
     ) -> Result<Self, DiskError> {
+        Self::open_as(storage, queue, node, Whose::Ours).await
+    }
+
+    /// Opens the database of whatever node on `storage`, or makes one of `node`, for a recovery.
+    ///
+    /// # Errors
+    /// As [`Disk::open`], but for [`DiskError::WrongNode`].
+    pub(crate) async fn open_of_any(
+        storage: Box<dyn StorageBackend>,
+        queue: Arc<dyn JobQueue>,
+        node: NodeId,
+    ) -> Result<Self, DiskError> {
+        Self::open_as(storage, queue, node, Whose::Anyones).await
+    }
+
+    async fn open_as(
+        storage: Box<dyn StorageBackend>,
+        queue: Arc<dyn JobQueue>,
+        node: NodeId,
+        whose: Whose,
+    ) -> Result<Self, DiskError> {
         let failure = Arc::new(Failure::default());
         let inner = Arc::new(Inner { queue, database: Mutex::new(None), failure: failure.clone() });
         let (opened, noted) = (inner.clone(), failure.clone());
         let (tell, told) = oneshot::channel();
         inner.queue.submit(Box::new(move || {
-            let open = || open(Fused { storage, failure }, node);
+            let open = || open(Fused { storage, failure }, node, whose);
             let result = catch_unwind(AssertUnwindSafe(open))
                 .unwrap_or_else(|panic| Err(DiskError::SetUp(panicked(&*panic))))
                 .map_err(|error| error.by_fault(noted.get()));
@@ -321,7 +349,7 @@ fn panicked(panic: &(dyn Any + Send)) -> io::Error {
     io::Error::other(format!("the database panicked: {}", panic_text(panic)))
 }
 
-fn open(storage: Fused, node: NodeId) -> Result<Database, DiskError> {
+fn open(storage: Fused, node: NodeId, whose: Whose) -> Result<Database, DiskError> {
     clear_cut_creation(&storage).map_err(DiskError::SetUp)?;
     let database = Database::builder()
         .set_cache_size(CACHE_BYTES)
@@ -335,7 +363,7 @@ fn open(storage: Fused, node: NodeId) -> Result<Database, DiskError> {
         return Err(DiskError::Tables { found });
     }
     let theirs = read_node(&database).map_err(DiskError::SetUp)?;
-    if theirs != node {
+    if theirs != node && whose == Whose::Ours {
         return Err(DiskError::WrongNode { ours: node, theirs });
     }
     Ok(database)
@@ -377,9 +405,14 @@ fn tables(database: &Database) -> io::Result<Vec<String>> {
 fn set_up(transaction: &redb::WriteTransaction, node: NodeId) -> io::Result<()> {
     transaction.open_table(LOG).map_err(io::Error::other)?;
     transaction.open_table(SNAPSHOT).map_err(io::Error::other)?;
-    put_meta(transaction, META_NODE, &node)?;
+    put_node(transaction, node)?;
     super::log::set_up(transaction)?;
     super::machine::set_up(transaction)
+}
+
+/// Notes whose database this is.
+pub(super) fn put_node(transaction: &redb::WriteTransaction, node: NodeId) -> io::Result<()> {
+    put_meta(transaction, META_NODE, &node)
 }
 
 fn read_node(database: &Database) -> io::Result<NodeId> {

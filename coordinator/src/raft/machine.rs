@@ -15,7 +15,7 @@ use futures::{Stream, TryStreamExt};
 use openraft::alias::{EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, Membership, OptionalSend};
-use redb::{ReadableTable, WriteTransaction};
+use redb::{ReadableTable, Table, WriteTransaction};
 use roost_protocol::view::{Coordinator, Published, View};
 use roost_protocol::{NodeId, NodeName};
 use tokio::sync::watch;
@@ -165,7 +165,7 @@ fn coordinators(membership: &Membership<u64, Member>) -> BTreeMap<NodeId, Coordi
 }
 
 fn decode(meta: &SnapshotMetaOf<Types>, bytes: &[u8]) -> Result<State, RecordError> {
-    let state: State = record::open(WHOLE, bytes)?;
+    let state = decode_state(bytes)?;
     let (says, holds) = (meta.last_log_id.map_or(0, |last| last.index), state.epoch().index);
     if says != holds {
         let reason = format!("it is of entry {holds}, the snapshot is of entry {says}");
@@ -205,13 +205,45 @@ fn keep_latest(transaction: &WriteTransaction, snapshot: Snapshot) -> io::Result
     if let Some(present) = present.filter(|present| present.last() > meta.last()) {
         return read_bytes(present, &chunks);
     }
+    put_snapshot(transaction, meta, &snapshot.snapshot, &mut chunks)?;
+    Ok(snapshot)
+}
+
+fn put_snapshot(
+    transaction: &WriteTransaction,
+    meta: SnapshotMetaRecord,
+    bytes: &[u8],
+    chunks: &mut Table<'_, u64, &'static [u8]>,
+) -> io::Result<()> {
     put_meta(transaction, META_SNAPSHOT, &Some(meta))?;
     chunks.retain(|_, _| false).map_err(io::Error::other)?;
-    for (number, chunk) in snapshot.snapshot.chunks(SNAPSHOT_CHUNK_BYTES).enumerate() {
+    for (number, chunk) in bytes.chunks(SNAPSHOT_CHUNK_BYTES).enumerate() {
         let chunk = record::seal_bytes(chunk);
         chunks.insert(number as u64, chunk.as_slice()).map_err(io::Error::other)?;
     }
-    Ok(snapshot)
+    Ok(())
+}
+
+/// Puts a snapshot in the place of the present one, whatever that covers.
+pub(super) fn replace(transaction: &WriteTransaction, snapshot: Snapshot) -> io::Result<()> {
+    let mut chunks = transaction.open_table(SNAPSHOT).map_err(io::Error::other)?;
+    put_snapshot(transaction, (&snapshot.meta).into(), &snapshot.snapshot, &mut chunks)
+}
+
+/// A state as one record, as snapshots hold it.
+///
+/// # Errors
+/// [`RecordError::Body`] when it cannot be encoded.
+pub(crate) fn encode_state(state: &State) -> Result<Vec<u8>, RecordError> {
+    record::seal(WHOLE, state)
+}
+
+/// Reads what [`encode_state`] wrote.
+///
+/// # Errors
+/// [`RecordError`] when it is not what was written.
+pub(crate) fn decode_state(bytes: &[u8]) -> Result<State, RecordError> {
+    record::open(WHOLE, bytes)
 }
 
 impl RaftStateMachine<Types> for Machine {
@@ -277,7 +309,7 @@ impl RaftSnapshotBuilder<Types> for Machine {
                     let meta = SnapshotMetaOf::<Types> { last_log_id: inner.applied, last_membership };
                     (meta, inner.state.clone())
                 };
-                let bytes = record::seal(WHOLE, &state)?;
+                let bytes = encode_state(&state)?;
                 keep_latest(transaction, Snapshot { meta, snapshot: bytes.into() })
             })
             .await

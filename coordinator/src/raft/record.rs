@@ -140,6 +140,11 @@ pub struct LogIdRecord {
 }
 
 impl LogIdRecord {
+    /// The position of an entry that a leader of `term` wrote.
+    pub fn new(term: u64, index: u64) -> Self {
+        Self { term, index }
+    }
+
     /// The index.
     pub fn index(&self) -> u64 {
         self.index

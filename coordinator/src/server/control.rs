@@ -46,8 +46,8 @@ pub(super) async fn control(
             Ok(ControlResponse::Reconfigured(members::reconfigure(shared, asked, by).await?))
         }
         ControlRequest::Query(query) => Ok(ControlResponse::Answer(Box::new(answer(shared, query).await?))),
-        ControlRequest::Watch { .. } => {
-            Err(ControlError::Malformed { what: "a watch cannot be handed on".to_owned() })
+        ControlRequest::Watch { .. } | ControlRequest::Snapshot => {
+            Err(ControlError::Malformed { what: "a stream of answers cannot be handed on".to_owned() })
         }
     }
 }

@@ -204,7 +204,9 @@ async fn fails_once(fault: Fault) -> (Fault, bool) {
         // The fault came when it stopped, or not at all: runs differ in how many entries they write at once.
         None => assert_eq!(acknowledged, CHANGES),
     }
-    for (which, image) in images.into_iter().enumerate() {
+    // After a loss of power more may have happened to what was on its way than after the failure of one operation.
+    let images = if let Fault::Cut(_) = fault { &images[1..] } else { &images[..2] };
+    for (which, image) in images.iter().cloned().enumerate() {
         let found = Run::new(image, Fault::None).await.look(acknowledged).await;
         assert!(
             matches!(found, End::WentOn),
@@ -221,10 +223,10 @@ async fn a_disk_that_fails_once_stops_the_coordinator_and_loses_nothing() {
     assert!(matches!(made.end, End::WentOn) && made.acknowledged == CHANGES, "{:?}", made.end);
     let counts = sound.disk.counts();
     let kinds: [(u64, u64, fn(u64) -> Fault); 4] = [
-        (counts.writes, 40, Fault::Write),
-        (counts.writes, 40, Fault::Full),
-        (counts.syncs, 40, Fault::Sync),
-        (counts.writes + counts.syncs, 60, Fault::Cut),
+        (counts.writes, 25, Fault::Write),
+        (counts.writes, 25, Fault::Full),
+        (counts.syncs, 25, Fault::Sync),
+        (counts.writes + counts.syncs, 40, Fault::Cut),
     ];
     let faults = kinds.into_iter().flat_map(|(last, count, of)| spread(last, count).into_iter().map(of));
     let runs: Vec<_> = stream::iter(faults).map(fails_once).buffer_unordered(AT_ONCE).collect().await;

@@ -11,5 +11,6 @@ mod group;
 mod lost;
 mod party;
 mod records;
+mod recovery;
 mod requests;
 mod store;

@@ -24,7 +24,7 @@ use crate::party::{PATIENCE, Party, Start, ask_at, commit, files_of};
 /// Bundles that each run pushes.
 const PUSHES: u8 = 8;
 /// Runs at once.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 4;
 
 /// What the store does wrong, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

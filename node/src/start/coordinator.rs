@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use roost_coordinator::{Coordinator, CoordinatorConfig, CoordinatorParts, GroupMember, Job, JobQueue};
+use roost_coordinator::{
+    Coordinator, CoordinatorConfig, CoordinatorParts, DiskFault, GroupMember, Job, JobQueue,
+};
 use roost_protocol::ClusterId;
 use roost_protocol::quic::bundles::BundleStore;
 use roost_protocol::quic::{Endpoint, Service};
@@ -37,11 +39,18 @@ pub(super) async fn run(context: Arc<Context>, started: Started, stop: Stop) -> 
         _ = stop => RoleEnd::Stopped,
         why = tasks.died() => RoleEnd::Died(why),
         reason = coordinator.failed() => {
-            tracing::error!(
-                node = %context.config.name, reason,
-                "the coordinator stops: it answers nothing from a disk that failed. Empty the node's whole data \
-                 folder, and have it join under a new identity"
-            );
+            let node = &context.config.name;
+            match coordinator.disk_fault() {
+                Some(DiskFault::Full(_)) => tracing::error!(
+                    %node, reason,
+                    "the coordinator stops: what it acknowledged is durable. Make room and start it again"
+                ),
+                Some(_) | None => tracing::error!(
+                    %node, reason,
+                    "the coordinator stops: it answers nothing from a disk that failed. Empty the node's whole data \
+                     folder, and have it join under a new identity"
+                ),
+            }
             RoleEnd::GaveUp(reason)
         }
     };
@@ -64,10 +73,10 @@ async fn start(context: &Context) -> Result<(Coordinator, Endpoint, Tasks), Star
     let (high, low) = (environment.entropy.u64(), environment.entropy.u64());
     let bundles = match &environment.bundles {
         Some(store) => store.clone(),
-        None => environment.files.bundles("bundles")?,
+        None => environment.files.bundles(super::recover::BUNDLES)?,
     };
     let parts = CoordinatorParts {
-        storage: environment.files.database("raft.redb")?,
+        storage: environment.files.database(super::recover::DATABASE)?,
         queue: Arc::new(DiskQueue(environment.executors.dedicated("disk", Work::Disk))),
         bundles: BundleStore::new(bundles),
         clock: environment.clock.clone(),

@@ -7,6 +7,7 @@ mod command_line;
 mod damage;
 mod membership;
 mod pictures;
+mod recovery;
 mod roost;
 mod s3;
 mod start_up;

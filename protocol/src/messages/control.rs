@@ -51,6 +51,8 @@ pub enum ControlRequest {
     Heartbeat(Heartbeat),
     /// A change of who coordinates. Answered by [`ControlResponse::Reconfigured`].
     Reconfigure(Reconfigure),
+    /// A snapshot of the replicated state. Answered by [`ControlResponse::Snapshot`] and chunks.
+    Snapshot,
 }
 
 /// The answer to a [`ControlRequest`].
@@ -71,6 +73,11 @@ pub enum ControlResponse {
     Failed(ControlError),
     /// Who coordinates was changed as asked, or had been before.
     Reconfigured(Reconfigured),
+    /// A snapshot file follows in chunks.
+    Snapshot {
+        /// Its bytes.
+        bytes: u64,
+    },
 }
 
 /// A change of who coordinates. Each names the state that it leads to, so that another attempt at it does no harm.

@@ -91,6 +91,7 @@ fn requests() -> Vec<ControlRequest> {
             statistics: vec![statistics()],
         }),
         ControlRequest::Reconfigure(Reconfigure::TransferLeader { to: None }),
+        ControlRequest::Snapshot,
     ]
 }
 
@@ -175,6 +176,7 @@ fn responses() -> Vec<ControlResponse> {
         ControlResponse::Heard { term: Term(5), epoch: epoch(300) },
         ControlResponse::Failed(ControlError::NotLeader { leader: None }),
         ControlResponse::Reconfigured(Reconfigured::Changed),
+        ControlResponse::Snapshot { bytes: 1 << 20 },
     ]
 }
 

@@ -38,6 +38,7 @@ macro_rules! variants {
 variants! {
     Kind {
         Hello, InferRequest, InferHeader, InferPart, InferTrailer, ControlRequest, ControlResponse, WatchUpdate,
+        SnapshotChunk,
         BundleRequest, BundleResponse, BundleChunk, RaftRequest, RaftResponse, RaftChunk,
     }
     DType { F16, Bf16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, Bool, String }
@@ -58,8 +59,8 @@ variants! {
         DigestMismatch, NoBundle, NotReserved, NotReady, LimitExceeded, Malformed, Storage, Unreachable,
         MembersNotReady, MembersRefused,
     }
-    ControlRequest { Change, Query, Watch, Heartbeat, Reconfigure }
-    ControlResponse { Done, Answer, Heard, Failed, Reconfigured }
+    ControlRequest { Change, Query, Watch, Heartbeat, Reconfigure, Snapshot }
+    ControlResponse { Done, Answer, Heard, Failed, Reconfigured, Snapshot }
     Reconfigure { Add, Change, TransferLeader }
     Reconfigured { Added, Changed, LedBy }
     Watched { All, Models }

@@ -17,6 +17,7 @@ use crate::hosting::{Hosting, hosting};
 use crate::members::{self, MembersCommand};
 use crate::output::Report;
 use crate::session::Session;
+use crate::snapshot::{self, SnapshotCommand};
 use crate::table::{Table, left, right};
 
 /// How long the leader is asked for: an election and then some. Whoever looks at a cluster in trouble should
@@ -31,6 +32,9 @@ pub enum ClusterCommand {
     /// Shows and changes who coordinates
     #[command(subcommand)]
     Members(MembersCommand),
+    /// Keeps the replicated state in a file
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
 }
 
 /// A cluster's state.
@@ -94,6 +98,8 @@ pub async fn run(session: &Session, command: ClusterCommand) -> anyhow::Result<(
     match command {
         ClusterCommand::Status => status(session).await,
         ClusterCommand::Members(command) => members::run(session, command).await,
+        ClusterCommand::Snapshot(SnapshotCommand::Save { file }) => snapshot::save(session, &file).await,
+        ClusterCommand::Snapshot(SnapshotCommand::Status { file }) => snapshot::status(&file, session.output),
     }
 }
 
