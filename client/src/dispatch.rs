@@ -272,6 +272,7 @@ fn greet_error(error: GreetError, node: &str) -> InferError {
         GreetError::Refused(ControlError::Forbidden { needed, .. }) => InferError::Forbidden { needed },
         GreetError::Refused(_)
         | GreetError::Handshake { .. }
+        | GreetError::Protocol { .. }
         | GreetError::Identity(_)
         | GreetError::Stream(_) => InferError::Unreachable { node: node.to_owned(), reason: reason(error) },
     }

@@ -53,7 +53,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
                 Service::Infer => Ok(()),
             };
             if let Err(error) = answered {
-                tracing::debug!(peer = %link.peer.name, service = service.alpn(), %error, "a stream ended early");
+                tracing::debug!(peer = %link.peer.name, service = service.name(), %error, "a stream ended early");
             }
         });
     }
