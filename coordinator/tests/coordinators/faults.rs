@@ -222,13 +222,10 @@ async fn a_disk_that_fails_once_stops_the_coordinator_and_loses_nothing() {
     let made = sound.make_changes().await;
     assert!(matches!(made.end, End::WentOn) && made.acknowledged == CHANGES, "{:?}", made.end);
     let counts = sound.disk.counts();
-    let kinds: [(u64, u64, fn(u64) -> Fault); 4] = [
-        (counts.writes, 25, Fault::Write),
-        (counts.writes, 25, Fault::Full),
-        (counts.syncs, 25, Fault::Sync),
-        (counts.writes + counts.syncs, 40, Fault::Cut),
-    ];
-    let faults = kinds.into_iter().flat_map(|(last, count, of)| spread(last, count).into_iter().map(of));
+    let mut faults: Vec<Fault> = spread(counts.writes, 25).into_iter().map(Fault::Write).collect();
+    faults.extend(spread(counts.writes, 25).into_iter().map(Fault::Full));
+    faults.extend(spread(counts.syncs, 25).into_iter().map(Fault::Sync));
+    faults.extend(spread(counts.writes + counts.syncs, 40).into_iter().map(Fault::Cut));
     let runs: Vec<_> = stream::iter(faults).map(fails_once).buffer_unordered(AT_ONCE).collect().await;
     let mut met: BTreeMap<&str, usize> = BTreeMap::new();
     for (fault, _) in runs.iter().filter(|(_, failed)| *failed) {
