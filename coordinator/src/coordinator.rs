@@ -55,6 +55,9 @@ pub struct CoordinatorConfig {
     pub address: String,
     /// The coordinators of the config, in its order. After the group was formed, its committed membership counts instead.
     pub group: Vec<GroupMember>,
+    /// The highest level of the state that it obeys: [`crate::state::LEVEL`], or less where the build before may have to
+    /// be gone back to.
+    pub level: u32,
 }
 
 /// A coordinator of the config.
@@ -108,7 +111,7 @@ impl StartError {
     pub fn disk_fault(&self) -> Option<DiskFault> {
         match self {
             Self::Disk(DiskError::Fault(fault)) => Some(fault.clone()),
-            Self::Snapshot(error) => Some(DiskFault::Damaged(error.to_string().into())),
+            Self::Snapshot(error) => Some(DiskFault::of_work(error)),
             Self::Disk(DiskError::Open(_) | DiskError::SetUp(_) | DiskError::Tables { .. })
             | Self::Disk(DiskError::WrongNode { .. })
             | Self::Config(_)
@@ -135,8 +138,9 @@ impl Coordinator {
             parts;
         let disk = Disk::open(storage, queue, config.node).await?;
         let started = async {
-            let machine =
-                Machine::open(disk.clone(), published.clone()).await.map_err(StartError::Snapshot)?;
+            let machine = Machine::open(disk.clone(), published.clone(), config.level)
+                .await
+                .map_err(StartError::Snapshot)?;
             let peers = Links::new(dialler.clone(), Service::Raft);
             let (network, log) = (Network::new(peers.clone(), machine.clone()), Log::new(disk.clone()));
             let raft = Raft::new(config.node.0, settings()?, network, log, machine.clone());
@@ -148,6 +152,7 @@ impl Coordinator {
                 name: config.name,
                 address: config.address,
                 group: config.group,
+                level: config.level,
                 disk: disk.clone(),
                 raft,
                 machine,

@@ -12,10 +12,13 @@ mod artefact;
 mod bootstrap;
 pub mod coordinator;
 #[cfg(test)]
+mod frozen;
+#[cfg(test)]
 mod golden;
 #[cfg(test)]
 mod hostile;
 mod leader;
+mod level;
 pub mod liveness;
 mod members;
 pub mod peer;

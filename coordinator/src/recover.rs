@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use crate::raft::disk::{Disk, DiskError, JobQueue};
 use crate::raft::record::RecordError;
 use crate::raft::{Log, Machine, begin_anew, machine};
-use crate::state::State;
+use crate::state::{LEVEL, State};
 
 /// What the new group begins with.
 #[derive(Debug, Clone)]
@@ -214,7 +214,7 @@ async fn recover_on(disk: &Disk, recovery: Recovery) -> Result<Recovered, Recove
 /// The state that a database holds, with all entries of its log.
 async fn own_state(disk: &Disk, log: &mut Log, last: Option<u64>) -> Result<State, RecoverError> {
     let published = watch::Sender::new(Published::default());
-    let mut machine = Machine::open(disk.clone(), published).await?;
+    let mut machine = Machine::open(disk.clone(), published, LEVEL).await?;
     let (applied, _) = machine.applied_state().await?;
     let next = applied.map_or(0, |applied| applied.index + 1);
     if let Some(last) = last.filter(|last| *last >= next) {

@@ -192,6 +192,11 @@ pub enum Command {
         /// How many of the newest are kept, beside those that are hosted.
         keep: u32,
     },
+    /// Raises the level: what the commands of that level do is done from here on. Only once every coordinator obeys it.
+    RaiseLevel {
+        /// The level.
+        level: u32,
+    },
 }
 
 /// What applying an entry led to.
@@ -227,8 +232,40 @@ pub struct State {
     outcomes: Outcomes,
 }
 
-/// The level of a new cluster.
+/// The level of a new cluster, whichever build founds it: all replicas must make the same of its first command.
+pub const LEVEL_FIRST: u32 = 1;
+/// The highest level that this build obeys. A command that is new, or that does something else than before, comes with a level
+/// of its own, at which [`Command::needs`] allows it; the leader raises the state to it once every coordinator obeys it.
 pub const LEVEL: u32 = 1;
+
+impl Command {
+    /// The level from which on the command is obeyed.
+    pub(crate) fn needs(&self) -> u32 {
+        match self {
+            Self::Initialise { .. } => 0,
+            Self::Reserve { .. }
+            | Self::CommitVersion { .. }
+            | Self::StartRollout { .. }
+            | Self::Expose { .. }
+            | Self::Pause { .. }
+            | Self::Resume { .. }
+            | Self::Promote { .. }
+            | Self::Abort { .. }
+            | Self::Undo { .. }
+            | Self::SetLabel { .. }
+            | Self::RemoveLabel { .. }
+            | Self::Join { .. }
+            | Self::Drain { .. }
+            | Self::NodeOut { .. }
+            | Self::Exclude { .. }
+            | Self::Collect { .. }
+            | Self::Refuse { .. }
+            | Self::Retain { .. }
+            // Proposed only when every coordinator has said that it obeys the level.
+            | Self::RaiseLevel { .. } => LEVEL_FIRST,
+        }
+    }
+}
 
 /// A worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

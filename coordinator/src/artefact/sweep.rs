@@ -76,7 +76,8 @@ async fn catch_up(shared: &Shared) -> Result<(), ControlError> {
             | Answer::Versions(_)
             | Answer::Rollout(_)
             | Answer::Files(_)
-            | Answer::Members(_) => {
+            | Answer::Members(_)
+            | Answer::Level(_) => {
                 return Err(ControlError::Malformed { what: "another answer than the cluster's".to_owned() });
             }
         },

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
+use super::record::RecordError;
 use redb::StorageError;
 use tokio::sync::watch;
 
@@ -24,6 +25,9 @@ pub enum DiskFault {
     /// What was read is not what was written.
     #[error("what the disk holds is damaged: {0}")]
     Damaged(Arc<str>),
+    /// A later build wrote what is there: this one would misread it.
+    #[error("a later build wrote it: {0}")]
+    LaterBuild(Arc<str>),
     /// The database panicked over what it read, or lost its executor.
     #[error("the database stopped: {0}")]
     Stopped(Arc<str>),
@@ -50,9 +54,12 @@ impl DiskFault {
     }
 
     /// The fault behind work on the database whose storage did all that it was asked.
-    pub(super) fn of_work(error: &io::Error) -> Self {
+    pub(crate) fn of_work(error: &io::Error) -> Self {
         let text = error.to_string().into();
-        if error.kind() == ErrorKind::InvalidData || is_corruption(error) {
+        let record = error.get_ref().and_then(|source| source.downcast_ref::<RecordError>());
+        if matches!(record, Some(RecordError::Format { .. } | RecordError::Level { .. })) {
+            Self::LaterBuild(text)
+        } else if error.kind() == ErrorKind::InvalidData || is_corruption(error) {
             Self::Damaged(text)
         } else {
             Self::Stopped(text)
@@ -150,6 +157,13 @@ mod tests {
             io::Error::other(redb::CommitError::Storage(corrupted())),
         ] {
             assert!(matches!(DiskFault::of_work(&error), DiskFault::Damaged(_)), "{error}");
+        }
+        for error in [
+            RecordError::Format { what: "vote".to_owned(), format: 2 },
+            RecordError::Level { level: 2, obeyed: 1 },
+        ] {
+            let error = error.into();
+            assert!(matches!(DiskFault::of_work(&error), DiskFault::LaterBuild(_)), "{error}");
         }
         let stopped = DiskFault::of_work(&io::Error::other(StorageError::PreviousIo));
         assert!(matches!(stopped, DiskFault::Stopped(_)), "{stopped}");

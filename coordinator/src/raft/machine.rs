@@ -46,6 +46,8 @@ pub struct Machine {
     disk: Disk,
     inner: Arc<Mutex<Inner>>,
     published: watch::Sender<Published>,
+    /// The highest level that this coordinator obeys.
+    level: u32,
 }
 
 #[derive(Default)]
@@ -58,14 +60,16 @@ struct Inner {
 }
 
 impl Machine {
-    /// The state of the last snapshot on `disk`, or an empty one. Views go to `published`.
+    /// The state of the last snapshot on `disk`, or an empty one. Views go to `published`. A state above `level` stops this
+    /// coordinator: it would make something else of a command than those do that obey it.
     ///
     /// # Errors
     /// The disk's, or that the snapshot is not what was written.
-    pub async fn open(disk: Disk, published: watch::Sender<Published>) -> io::Result<Self> {
-        let machine = Self { disk, inner: Arc::default(), published };
+    pub async fn open(disk: Disk, published: watch::Sender<Published>, level: u32) -> io::Result<Self> {
+        let machine = Self { disk, inner: Arc::default(), published, level };
         if let Some(snapshot) = machine.read_snapshot().await? {
             let state = decode(&snapshot.meta, &snapshot.snapshot)?;
+            machine.check_level(&state)?;
             machine.take(&snapshot.meta, state);
         }
         Ok(machine)
@@ -84,6 +88,11 @@ impl Machine {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         lock(&self.inner)
+    }
+
+    fn check_level(&self, state: &State) -> Result<(), RecordError> {
+        let (level, obeyed) = (state.level(), self.level);
+        if level <= obeyed { Ok(()) } else { Err(RecordError::Level { level, obeyed }) }
     }
 
     fn take(&self, meta: &SnapshotMetaOf<Types>, state: State) {
@@ -261,7 +270,12 @@ impl RaftStateMachine<Types> for Machine {
     {
         let mut answers = Vec::new();
         while let Some((entry, responder)) = entries.try_next().await? {
-            let applied = self.lock().apply(&entry)?;
+            let applied = {
+                let mut inner = self.lock();
+                let applied = inner.apply(&entry)?;
+                self.check_level(&inner.state)?;
+                applied
+            };
             if let EntryPayload::Normal(proposal) = &entry.payload {
                 let (index, command, by) = (entry.log_id.index, &proposal.command, &proposal.by);
                 tracing::debug!(index, ?command, by, result = ?applied.result, "applied");
@@ -284,6 +298,7 @@ impl RaftStateMachine<Types> for Machine {
     async fn install_snapshot(&mut self, meta: &SnapshotMetaOf<Types>, bytes: Bytes) -> io::Result<()> {
         // Read ahead of writing: one that cannot be read must not take the place of one that can.
         let state = decode(meta, &bytes)?;
+        self.check_level(&state)?;
         let snapshot = Snapshot { meta: meta.clone(), snapshot: bytes };
         self.disk.write(move |transaction| keep_latest(transaction, snapshot)).await?;
         tracing::info!(epoch = %state.epoch(), "took a snapshot in the place of the entries that it covers");

@@ -58,6 +58,16 @@ pub enum RecordError {
         /// Where it belongs.
         actual: u64,
     },
+    /// The state is at a level that this build does not obey.
+    #[error(
+        "the state is at level {level}, this coordinator obeys {obeyed}; start a build that knows the level"
+    )]
+    Level {
+        /// The state's level.
+        level: u32,
+        /// The highest that is obeyed.
+        obeyed: u32,
+    },
     /// The body is no value of its type.
     #[error("{what}: {reason}")]
     Body {

@@ -22,7 +22,7 @@ use super::disk::{Disk, DiskError, Job, JobQueue, LOG, META, SNAPSHOT};
 use super::fault::DiskFault;
 use super::types::{Member, Runtime, Types};
 use super::{Log, Machine};
-use crate::state::{Command, Proposal};
+use crate::state::{Command, LEVEL, Proposal};
 
 /// Runs disk work where it is submitted.
 struct Inline;
@@ -81,7 +81,7 @@ async fn open(memory: &Memory) -> Disk {
 }
 
 async fn machine(disk: &Disk) -> io::Result<Machine> {
-    Machine::open(disk.clone(), watch::Sender::new(Published::default())).await
+    Machine::open(disk.clone(), watch::Sender::new(Published::default()), LEVEL).await
 }
 
 struct Builder;

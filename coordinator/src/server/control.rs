@@ -11,6 +11,7 @@ use roost_protocol::{ControlError, NodeId};
 use tokio::time::Instant;
 
 use super::change::change;
+use crate::level;
 use crate::members;
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::shared::Shared;
@@ -107,7 +108,8 @@ pub(crate) async fn hand_on(
         | PeerResponse::Probed { .. }
         | PeerResponse::Held
         | PeerResponse::Heard
-        | PeerResponse::Lacks(_) => {
+        | PeerResponse::Lacks(_)
+        | PeerResponse::Supports { .. } => {
             Err(ControlError::Malformed { what: "another answer than to a request handed on".to_owned() })
         }
     }
@@ -118,7 +120,7 @@ pub(super) fn forming() -> ControlError {
     ControlError::NoQuorum { reason: "the cluster is still being formed".to_owned() }
 }
 
-async fn answer(shared: &Shared, query: Query) -> Result<Answer, ControlError> {
+async fn answer(shared: &Arc<Shared>, query: Query) -> Result<Answer, ControlError> {
     if !roost_protocol::KnownBug::ReadWithoutIndex.is_in() {
         shared.catch_up().await?;
     }
@@ -133,6 +135,7 @@ async fn answer(shared: &Shared, query: Query) -> Result<Answer, ControlError> {
             files.map(Answer::Files).ok_or_else(|| ControlError::NoBundle { digest: digest.to_string() })
         }
         Query::Members => Ok(Answer::Members(members::summary(shared))),
+        Query::Level => Ok(Answer::Level(level::summary(shared).await)),
         Query::Cluster => {
             let known = shared.registry(|registry| (registry.soft().clone(), registry.statistics().clone()));
             let (soft, statistics) = known.ok_or_else(|| shared.not_leader())?;

@@ -8,6 +8,7 @@ mod disk;
 mod faults;
 mod garbage;
 mod group;
+mod level;
 mod lost;
 mod party;
 mod records;

@@ -16,6 +16,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType}
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 use roost_coordinator::peer::{PeerRequest, PeerResponse};
+use roost_coordinator::state::LEVEL;
 use roost_coordinator::{
     Coordinator, CoordinatorConfig, CoordinatorParts, GroupMember, Job, JobQueue, StartError,
 };
@@ -173,6 +174,8 @@ pub struct Start {
     pub storage: Option<Box<dyn StorageBackend>>,
     /// Where its bundles lie, when not in its folder.
     pub bundles: Option<Arc<dyn ObjectStore>>,
+    /// The highest level that it obeys, when it is of another build.
+    pub level: Option<u32>,
     /// Whether disk work has no thread of its own.
     pub inline: bool,
 }
@@ -245,7 +248,13 @@ impl Party {
             seed: node.0,
             fresh_cluster: ClusterId(u128::from(node.0)),
         };
-        let config = CoordinatorConfig { node, name, address, group: self.group.clone() };
+        let config = CoordinatorConfig {
+            node,
+            name,
+            address,
+            group: self.group.clone(),
+            level: how.level.unwrap_or(LEVEL),
+        };
         let coordinator = match Coordinator::start(config, parts).await {
             Ok(coordinator) => coordinator,
             Err(error) => {

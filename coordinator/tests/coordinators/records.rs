@@ -10,6 +10,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use roost_coordinator::DiskFault;
 use roost_coordinator::raft::disk::Disk as Opened;
 use roost_coordinator::raft::{Log, Machine};
+use roost_coordinator::state::LEVEL;
 use roost_protocol::NodeId;
 use roost_protocol::view::Published;
 use tokio::sync::watch;
@@ -21,7 +22,7 @@ use crate::party::Inline;
 /// Bits of each record that are flipped, one by one.
 const BITS: usize = 5;
 /// Runs at once.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 4;
 
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -41,7 +42,7 @@ async fn with_snapshot(image: Vec<u8>) -> Vec<u8> {
     let opened = Opened::open(Box::new(disk.clone()), Arc::new(Inline), NodeId(1)).await.unwrap();
     let mut log = Log::new(opened.clone());
     let published = watch::Sender::new(Published::default());
-    let mut machine = Machine::open(opened.clone(), published).await.unwrap();
+    let mut machine = Machine::open(opened.clone(), published, LEVEL).await.unwrap();
     let last = log.get_log_state().await.unwrap().last_log_id.unwrap();
     let half = log.try_get_log_entries(0..=last.index / 2).await.unwrap();
     let covered = half.last().unwrap().log_id;

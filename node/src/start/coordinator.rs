@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use roost_coordinator::state::LEVEL;
 use roost_coordinator::{
     Coordinator, CoordinatorConfig, CoordinatorParts, DiskFault, GroupMember, Job, JobQueue,
 };
@@ -45,7 +46,10 @@ pub(super) async fn run(context: Arc<Context>, started: Started, stop: Stop) -> 
                     %node, reason,
                     "the coordinator stops: what it acknowledged is durable. Make room and start it again"
                 ),
-                Some(_) | None => tracing::error!(
+                Some(DiskFault::LaterBuild(_)) | None => {
+                    tracing::error!(%node, reason, "the coordinator stops")
+                }
+                Some(_) => tracing::error!(
                     %node, reason,
                     "the coordinator stops: it answers nothing from a disk that failed. Empty the node's whole data \
                      folder, and have it join under a new identity"
@@ -85,7 +89,8 @@ async fn start(context: &Context) -> Result<(Coordinator, Endpoint, Tasks), Star
         seed: environment.entropy.u64(),
         fresh_cluster: ClusterId(u128::from(high) << 64 | u128::from(low)),
     };
-    let coordinator = Coordinator::start(CoordinatorConfig { node, name, address, group }, parts).await?;
+    let coordinator =
+        Coordinator::start(CoordinatorConfig { node, name, address, group, level: LEVEL }, parts).await?;
     let mut tasks = Tasks::default();
     tasks.spawn("learn cluster", learn_cluster(context.identity.clone(), follows));
     let server = coordinator.server();

@@ -266,6 +266,8 @@ pub enum Query {
     Files(Digest),
     /// Who coordinates. Answered by [`Answer::Members`].
     Members,
+    /// The level of the state, and who supports which. Answered by [`Answer::Level`].
+    Level,
 }
 
 /// The answer to a [`Query`].
@@ -283,6 +285,8 @@ pub enum Answer {
     Files(FileList),
     /// Who coordinates.
     Members(MembersSummary),
+    /// The level of the state.
+    Level(LevelSummary),
 }
 
 /// A model, as `roost models` prints it.
@@ -426,6 +430,23 @@ pub struct ClusterSummary {
     pub soft: SoftState,
     /// What the nodes counted.
     pub statistics: BTreeMap<NodeId, Vec<VersionStatistics>>,
+}
+
+/// The level of the replicated state: what commands do is gated on it, so that coordinators of different builds stay equal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LevelSummary {
+    /// The level.
+    pub level: u32,
+    /// The level that each coordinator supports; none where it does not answer, or is of a build without levels.
+    pub supported: BTreeMap<NodeId, Option<u32>>,
+}
+
+impl LevelSummary {
+    /// The level that the state may be raised to: the highest that every coordinator supports. None while one does not say.
+    pub fn attainable(&self) -> Option<u32> {
+        let lowest = self.supported.values().copied().min().flatten();
+        lowest.filter(|lowest| *lowest > self.level)
+    }
 }
 
 /// Who coordinates, as the leader sees it.

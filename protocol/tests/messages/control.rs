@@ -8,9 +8,9 @@ use roost_protocol::frame::Kind;
 use roost_protocol::ids::{Digest, Incarnation, ModelName, NodeId, RequestId, Revision, Term, Version};
 use roost_protocol::messages::control::{
     Answer, BundleRequest, BundleResponse, Change, ClusterSummary, ControlRequest, ControlResponse, Done,
-    Heartbeat, Hello, MemberSummary, MembersSummary, ModelSummary, Outcome, Query, Reconfigure, Reconfigured,
-    Rollout, RolloutEvent, RolloutEventKind, RolloutState, RolloutSummary, SoftUpdate, VersionStatistics,
-    VersionSummary, WatchUpdate, Watched,
+    Heartbeat, Hello, LevelSummary, MemberSummary, MembersSummary, ModelSummary, Outcome, Query, Reconfigure,
+    Reconfigured, Rollout, RolloutEvent, RolloutEventKind, RolloutState, RolloutSummary, SoftUpdate,
+    VersionStatistics, VersionSummary, WatchUpdate, Watched,
 };
 use roost_protocol::view::SoftState;
 
@@ -166,6 +166,7 @@ fn queries() -> Vec<Query> {
         Query::Cluster,
         Query::Files(files().digest()),
         Query::Members,
+        Query::Level,
     ]
 }
 
@@ -226,6 +227,7 @@ fn answers() -> Vec<Answer> {
         }),
         Answer::Files(FileList::clone(&files())),
         Answer::Members(members()),
+        Answer::Level(LevelSummary { level: 1, supported: [(NodeId(1), Some(2)), (NodeId(2), None)].into() }),
     ]
 }
 

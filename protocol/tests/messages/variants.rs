@@ -52,7 +52,7 @@ variants! {
     CommandError {
         UnknownModel, UnknownVersion, UnknownLabel, RolloutInProgress, NoRollout, AlreadyStable, NothingToUndo,
         BadSteps, RevisionMismatch, NotReady, NotReserved, TooFewHolders, BadManifest, LimitExceeded, NameTaken, IdTaken,
-        UnknownNode, AlreadyInitialised, NotInitialised, RequestTooOld,
+        UnknownNode, AlreadyInitialised, NotInitialised, RequestTooOld, LevelTooLow,
     }
     ControlError {
         Refused, NotLeader, NoQuorum, NotCoordinator, Forbidden, WrongCluster, ForeignCertificate, WrongNode,
@@ -69,8 +69,8 @@ variants! {
         Retain,
     }
     Outcome { Applied, Reserved, Pushed, Rerouted, Forgotten }
-    Query { Models, Versions, Rollout, Cluster, Files, Members }
-    Answer { Models, Versions, Rollout, Cluster, Files, Members }
+    Query { Models, Versions, Rollout, Cluster, Files, Members, Level }
+    Answer { Models, Versions, Rollout, Cluster, Files, Members, Level }
     RolloutState { Preparing, Running, Paused }
     RolloutEventKind { First, Started, Exposed, Paused, Resumed, Promoted, Aborted, Undone }
     WatchUpdate { View, Delta, Soft, Failed }
