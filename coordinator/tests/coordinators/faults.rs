@@ -25,6 +25,9 @@ const BITS: u64 = 4;
 /// Runs at once.
 const AT_ONCE: usize = 4;
 
+/// One at a time of the tests that start hundreds of coordinators: others would wait for their elections.
+pub static MANY: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// The bundle that a change reserves.
 fn content(change: u8) -> Vec<u8> {
     vec![change; 3]
@@ -218,6 +221,7 @@ async fn fails_once(fault: Fault) -> (Fault, bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_fails_once_stops_the_coordinator_and_loses_nothing() {
+    let _alone = MANY.lock().await;
     let sound = Run::new(Vec::new(), Fault::None).await;
     let made = sound.make_changes().await;
     assert!(matches!(made.end, End::WentOn) && made.acknowledged == CHANGES, "{:?}", made.end);
@@ -266,6 +270,7 @@ async fn flips_once(image: Vec<u8>, fault: Fault) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flipped_bit_is_found_or_does_not_matter() {
+    let _alone = MANY.lock().await;
     let sound = Run::new(Vec::new(), Fault::None).await;
     let image = sound.make_changes().await.images.remove(1);
     let clean = Run::new(image.clone(), Fault::None).await;

@@ -16,7 +16,7 @@ use roost_protocol::view::Published;
 use tokio::sync::watch;
 
 use crate::disk::{Disk, Fault};
-use crate::faults::{End, Run};
+use crate::faults::{End, MANY, Run};
 use crate::party::Inline;
 
 /// Bits of each record that are flipped, one by one.
@@ -111,6 +111,7 @@ fn flip(image: Vec<u8>, place: &Place, which: usize) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flipped_bit_in_a_record_is_named_and_nothing_is_answered() {
+    let _alone = MANY.lock().await;
     let made = Run::new(Vec::new(), Fault::None).await.make_changes().await;
     assert!(matches!(made.end, End::WentOn), "{:?}", made.end);
     let image = with_snapshot(made.images[0].clone()).await;

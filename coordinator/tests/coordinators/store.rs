@@ -19,6 +19,7 @@ use roost_protocol::quic::Links;
 use roost_protocol::quic::bundles::{self, BundleStore, TransferError};
 use roost_protocol::{ControlError, Epoch, RequestId};
 
+use crate::faults::MANY;
 use crate::party::{PATIENCE, Party, Start, ask_at, commit, files_of};
 
 /// Bundles that each run pushes.
@@ -248,6 +249,7 @@ fn check(fault: Fault, ran: &Ran) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_fails_once_gives_no_other_bytes_than_were_pushed() {
+    let _alone = MANY.lock().await;
     let sound = run(Fault::None).await;
     check(Fault::None, &sound);
     let (puts, gets) = (sound.store.puts.load(Ordering::Relaxed), sound.store.gets.load(Ordering::Relaxed));
