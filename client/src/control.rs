@@ -5,6 +5,7 @@
 
 mod push;
 mod search;
+mod snapshot;
 mod typed;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +26,7 @@ use tokio::time::Instant;
 use crate::follow::Follower;
 pub use push::{PushError, PushProgress, Pushed};
 use search::{Search, Step};
+pub use snapshot::SnapshotFailure;
 
 /// How long a change or a read is tried: an election and the wait for it, three times over.
 const DEADLINE_MS: u64 = 10_000;
@@ -283,7 +285,8 @@ impl Control {
                 answer @ (ControlResponse::Done(_)
                 | ControlResponse::Answer(_)
                 | ControlResponse::Heard { .. }
-                | ControlResponse::Reconfigured(_)) => Ok(answer),
+                | ControlResponse::Reconfigured(_)
+                | ControlResponse::Snapshot { .. }) => Ok(answer),
             }
         };
         match tokio::time::timeout(within, ask).await {
@@ -332,6 +335,7 @@ fn unexpected(what: &str, response: &ControlResponse) -> ControlError {
         ControlResponse::Answer(_) => "an answer to another query",
         ControlResponse::Heard { .. } => "a heartbeat's answer",
         ControlResponse::Failed(_) => "a refusal",
+        ControlResponse::Snapshot { .. } => "a snapshot",
         ControlResponse::Reconfigured(_) => "that who coordinates was changed",
     };
     ControlError::Malformed { what: format!("{what} was answered by {came}") }

@@ -254,6 +254,7 @@ fn arrival(frame: &Frame) -> Result<Arrival, InferError> {
         | Kind::ControlRequest
         | Kind::ControlResponse
         | Kind::WatchUpdate
+        | Kind::SnapshotChunk
         | Kind::BundleRequest
         | Kind::BundleResponse
         | Kind::BundleChunk
@@ -271,6 +272,7 @@ fn greet_error(error: GreetError, node: &str) -> InferError {
         GreetError::Refused(ControlError::Forbidden { needed, .. }) => InferError::Forbidden { needed },
         GreetError::Refused(_)
         | GreetError::Handshake { .. }
+        | GreetError::Protocol { .. }
         | GreetError::Identity(_)
         | GreetError::Stream(_) => InferError::Unreachable { node: node.to_owned(), reason: reason(error) },
     }

@@ -185,7 +185,8 @@ async fn ask_to_hold(
         | PeerResponse::Probed { .. }
         | PeerResponse::Control(_)
         | PeerResponse::Heard
-        | PeerResponse::Lacks(_) => {
+        | PeerResponse::Lacks(_)
+        | PeerResponse::Supports { .. } => {
             Err(ControlError::Malformed { what: "another answer than to a request to hold".to_owned() })
         }
     }

@@ -206,7 +206,8 @@ pub(crate) async fn probe(shared: &Shared, member: &GroupMember) -> Result<Probe
         | PeerResponse::Held
         | PeerResponse::Control(_)
         | PeerResponse::Heard
-        | PeerResponse::Lacks(_) => {
+        | PeerResponse::Lacks(_)
+        | PeerResponse::Supports { .. } => {
             Err(ControlError::Malformed { what: "another answer than to a probe".to_owned() })
         }
     }

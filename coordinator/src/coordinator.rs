@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 
 use crate::artefact::Keeping;
 use crate::raft::disk::{Disk, DiskError, JobQueue};
+use crate::raft::fault::DiskFault;
 use crate::raft::network::Network;
 use crate::raft::types::{Raft, Runtime};
 use crate::raft::{Log, Machine};
@@ -56,6 +57,9 @@ pub struct CoordinatorConfig {
     pub address: String,
     /// The coordinators of the config, in its order. After the group was formed, its committed membership counts instead.
     pub group: Vec<GroupMember>,
+    /// The highest level of the state that it obeys: [`crate::state::LEVEL`], or less where the build before may have to
+    /// be gone back to.
+    pub level: u32,
 }
 
 /// A coordinator of the config.
@@ -104,6 +108,20 @@ pub enum StartError {
     Raft(String),
 }
 
+impl StartError {
+    /// What the disk did wrong, if it was the disk.
+    pub fn disk_fault(&self) -> Option<DiskFault> {
+        match self {
+            Self::Disk(DiskError::Fault(fault)) => Some(fault.clone()),
+            Self::Snapshot(error) => Some(DiskFault::of_work(error)),
+            Self::Disk(DiskError::Open(_) | DiskError::SetUp(_) | DiskError::Tables { .. })
+            | Self::Disk(DiskError::WrongNode { .. })
+            | Self::Config(_)
+            | Self::Raft(_) => None,
+        }
+    }
+}
+
 /// A coordinator that runs. Dropping it stops its tasks without a farewell; see [`Coordinator::stop`].
 pub struct Coordinator {
     shared: Arc<Shared>,
@@ -122,8 +140,9 @@ impl Coordinator {
             parts;
         let disk = Disk::open(storage, queue, config.node).await?;
         let started = async {
-            let machine =
-                Machine::open(disk.clone(), published.clone()).await.map_err(StartError::Snapshot)?;
+            let machine = Machine::open(disk.clone(), published.clone(), config.level)
+                .await
+                .map_err(StartError::Snapshot)?;
             let peers = Links::new(dialler.clone(), Service::Raft);
             let (network, log) = (Network::new(peers.clone(), machine.clone()), Log::new(disk.clone()));
             let raft = Raft::new(config.node.0, settings()?, network, log, machine.clone());
@@ -135,6 +154,7 @@ impl Coordinator {
                 name: config.name,
                 address: config.address,
                 group: config.group,
+                level: config.level,
                 disk: disk.clone(),
                 raft,
                 machine,
@@ -155,8 +175,10 @@ impl Coordinator {
         let (shared, belonged) = match started.await {
             Ok(started) => started,
             Err(error) => {
+                let fault = disk.failure().borrow().clone();
                 disk.close().await;
-                return Err(error);
+                // Raft wraps the disk's words, or only says that it stopped.
+                return Err(fault.map_or(error, |fault| DiskError::Fault(fault).into()));
             }
         };
         let (panicked, _) = watch::channel(None);
@@ -201,9 +223,14 @@ impl Coordinator {
                 Ok(how) = panicked.wait_for(Option::is_some) => how.clone(),
             };
             // The disk's own words, if it was the disk: Raft's error wraps them, or only says that it stopped.
-            let disk = disk.borrow().as_deref().map(str::to_owned);
+            let disk = disk.borrow().as_ref().map(ToString::to_string);
             disk.or(stopped).unwrap_or_else(|| "the disk failed".to_owned())
         }
+    }
+
+    /// What its disk did wrong, if it was the disk that failed.
+    pub fn disk_fault(&self) -> Option<DiskFault> {
+        self.shared.disk.failure().borrow().clone()
     }
 
     /// Hands leadership over if it has it and somebody can take it, stops, and closes the database.

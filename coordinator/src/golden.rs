@@ -74,11 +74,11 @@ variants! {
     Command, Command {
         Initialise, Reserve, CommitVersion, StartRollout, Expose, Pause, Resume, Promote, Abort, Undo, SetLabel,
         RemoveLabel, Join, Drain, Hold, NodeOut, Exclude, Collect, Refuse,
-        Retain,
+        Retain, RaiseLevel,
     }
     EntryPayload<Proposal, u64, Member>, Entry { Blank, Normal, Membership }
-    PeerRequest, PeerRequest { Raft, Probe, Hold, Forward, Soft, Lacks }
-    PeerResponse, PeerResponse { Raft, Probed, Held, Control, Heard, Failed, Lacks }
+    PeerRequest, PeerRequest { Raft, Probe, Hold, Forward, Soft, Lacks, Supports }
+    PeerResponse, PeerResponse { Raft, Probed, Held, Control, Heard, Failed, Lacks, Supports }
     RaftMessage, RaftMessage { Append, Vote, PreVote, Snapshot, TransferLeader }
     RaftAnswer, RaftAnswer { Appended, AppendedTo, Conflict, HigherVote, Vote, Installed, Transfer }
 }
@@ -143,19 +143,19 @@ fn check(frozen: ExpectFile, samples: &[Sample]) {
     }
 }
 
-fn name(text: &str) -> NodeName {
+pub(crate) fn name(text: &str) -> NodeName {
     NodeName::new(text).unwrap()
 }
 
-fn digits() -> ModelName {
+pub(crate) fn digits() -> ModelName {
     ModelName::new("digits").unwrap()
 }
 
-fn at(version: u32) -> ModelVersion {
+pub(crate) fn at(version: u32) -> ModelVersion {
     ModelVersion { model: digits(), version: Version(version) }
 }
 
-fn label() -> Label {
+pub(crate) fn label() -> Label {
     Label::new("prod").unwrap()
 }
 
@@ -163,11 +163,11 @@ fn file(name: &str, content: &[u8]) -> BundleFile {
     BundleFile { name: name.to_owned(), bytes: content.len() as u64, digest: Digest::of(content) }
 }
 
-fn files() -> FileList {
+pub(crate) fn files() -> FileList {
     FileList::new(vec![file(MODEL_FILE, b"graph"), file(MANIFEST_FILE, b"replicas = 2")]).unwrap()
 }
 
-fn manifest() -> Manifest {
+pub(crate) fn manifest() -> Manifest {
     Manifest {
         engine: EngineChoice::OnnxRuntime,
         replicas: Replicas::Count(3),
@@ -194,7 +194,7 @@ fn manifest() -> Manifest {
     }
 }
 
-fn profile() -> NodeProfile {
+pub(crate) fn profile() -> NodeProfile {
     NodeProfile {
         speed: Speed::from_ratio(2.0),
         zone: "rack-1".to_owned(),
@@ -246,10 +246,11 @@ fn commands() -> Vec<Command> {
         Command::Collect { digest: files().digest(), reserved_at_ms: 1_767_225_600_000 },
         Command::Refuse { error: Box::new(CommandError::NotReady { version: at(2), ready: 1, needed: 2 }) },
         Command::Retain { model: digits(), keep: 2 },
+        Command::RaiseLevel { level: 2 },
     ]
 }
 
-fn proposal(command: Command) -> Proposal {
+pub(crate) fn proposal(command: Command) -> Proposal {
     Proposal {
         request: Some(RequestId(0x77)),
         sent: epoch(7),
@@ -404,6 +405,7 @@ fn peer_requests() -> Vec<PeerRequest> {
         },
         PeerRequest::Soft(Box::new(soft())),
         PeerRequest::Lacks { bundles: vec![files().digest()] },
+        PeerRequest::Supports,
     ]
 }
 
@@ -423,6 +425,7 @@ fn peer_responses() -> Vec<PeerResponse> {
         PeerResponse::Heard,
         PeerResponse::Failed(ControlError::NotLeader { leader: None }),
         PeerResponse::Lacks(vec![files().digest()]),
+        PeerResponse::Supports { level: 2 },
     ]
 }
 
@@ -461,7 +464,7 @@ fn the_bytes_of_a_state_are_pinned() {
         let applied = state.apply(index, &Proposal { request, at_ms: 1000 * index, ..proposal(command) });
         results.push(applied.result.is_ok());
     };
-    for command in commands() {
+    for command in commands().into_iter().filter(|command| !matches!(command, Command::RaiseLevel { .. })) {
         let revision = state.rollout(&digits()).map_or(Revision(0), |rollout| rollout.traffic.revision);
         // Those that name what they were planned from name the present one, so that each does something.
         let command = match command {

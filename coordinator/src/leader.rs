@@ -17,6 +17,7 @@ use roost_protocol::view::{NodeState, SoftState};
 use roost_protocol::{ClusterId, NodeId, Term};
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::level::Raising;
 use crate::liveness::Registry;
 use crate::members;
 use crate::peer::{PeerRequest, PeerResponse};
@@ -157,7 +158,8 @@ impl Followers {
 }
 
 /// Gives a new cluster its identity, then carries out the planner's plans, one after the other.
-async fn govern(shared: &Shared, fresh: ClusterId) {
+async fn govern(shared: &Arc<Shared>, fresh: ClusterId) {
+    let mut raising = Raising::default();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -165,7 +167,7 @@ async fn govern(shared: &Shared, fresh: ClusterId) {
         members::finish(shared).await;
         let commands = match shared.cluster() {
             None => vec![Command::Initialise { cluster: fresh }],
-            Some(_) => plans(shared),
+            Some(_) => plans(shared).into_iter().chain(raising.plan(shared).await).collect(),
         };
         for command in commands {
             tracing::info!(?command, "plans");

@@ -45,6 +45,8 @@ pub enum PeerRequest {
         /// The bundles; at most [`LACKS_MAX`].
         bundles: Vec<Digest>,
     },
+    /// Up to which level this coordinator obeys the state. Answered by [`PeerResponse::Supports`].
+    Supports,
 }
 
 /// Bundles that one [`PeerRequest::Lacks`] asks for: 128 KiB of digests.
@@ -76,4 +78,9 @@ pub enum PeerResponse {
     Failed(ControlError),
     /// Of the bundles asked for, those that are not held.
     Lacks(Vec<Digest>),
+    /// The level.
+    Supports {
+        /// The highest that it obeys.
+        level: u32,
+    },
 }

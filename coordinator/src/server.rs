@@ -7,6 +7,7 @@
 mod change;
 mod control;
 mod peers;
+mod snapshot;
 
 use std::sync::Arc;
 
@@ -52,7 +53,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
                 Service::Infer => Ok(()),
             };
             if let Err(error) = answered {
-                tracing::debug!(peer = %link.peer.name, service = service.alpn(), %error, "a stream ended early");
+                tracing::debug!(peer = %link.peer.name, service = service.name(), %error, "a stream ended early");
             }
         });
     }
@@ -114,6 +115,9 @@ async fn serve_control(
             drop(permit);
             return watch::answer(link, send, shared.published.subscribe(), from, &models).await;
         }
+        (Ok(()), ControlRequest::Snapshot) => {
+            return snapshot::answer(shared, send, link.peer.name.as_str()).await;
+        }
         (Ok(()), request) => control(shared, request, link.peer.name.as_str(), Forward::Once).await,
         (Err(error), _) => {
             tracing::warn!(target: "audit", peer = %link.peer.to_uri(), %error, "refused");
@@ -153,7 +157,8 @@ fn permit_request(
         | ControlRequest::Query(_)
         | ControlRequest::Watch { .. }
         | ControlRequest::Heartbeat(_)
-        | ControlRequest::Reconfigure(_) => Ok(()),
+        | ControlRequest::Reconfigure(_)
+        | ControlRequest::Snapshot => Ok(()),
     }
 }
 
@@ -207,6 +212,8 @@ mod tests {
             (Role::Client, ControlRequest::Query(Query::Models), true),
             (Role::Operator, ControlRequest::Reconfigure(Reconfigure::TransferLeader { to: None }), true),
             (Role::Coordinator, ControlRequest::Reconfigure(Reconfigure::TransferLeader { to: None }), false),
+            (Role::Operator, ControlRequest::Snapshot, true),
+            (Role::Worker, ControlRequest::Snapshot, false),
             (Role::Gateway, ControlRequest::Watch { from: None, models: Watched::All }, true),
         ];
         for (role, request, allowed) in rows {

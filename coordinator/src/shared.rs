@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     pub address: String,
     /// The coordinators of the config, in its order.
     pub group: Vec<GroupMember>,
+    /// The highest level of the state that this coordinator obeys.
+    pub level: u32,
     pub disk: Disk,
     pub raft: Raft,
     pub machine: Machine,

@@ -199,6 +199,11 @@ pub enum Command {
         /// How many of the newest are kept, beside those that are hosted.
         keep: u32,
     },
+    /// Raises the level: what the commands of that level do is done from here on. Only once every coordinator obeys it.
+    RaiseLevel {
+        /// The level.
+        level: u32,
+    },
 }
 
 /// What applying an entry led to.
@@ -234,8 +239,41 @@ pub struct State {
     outcomes: Outcomes,
 }
 
-/// The level of a new cluster.
+/// The level of a new cluster, whichever build founds it: all replicas must make the same of its first command.
+pub const LEVEL_FIRST: u32 = 1;
+/// The highest level that this build obeys. A command that is new, or that does something else than before, comes with a level
+/// of its own, at which [`Command::needs`] allows it; the leader raises the state to it once every coordinator obeys it.
 pub const LEVEL: u32 = 1;
+
+impl Command {
+    /// The level from which on the command is obeyed.
+    pub(crate) fn needs(&self) -> u32 {
+        match self {
+            Self::Initialise { .. } => 0,
+            Self::Reserve { .. }
+            | Self::CommitVersion { .. }
+            | Self::StartRollout { .. }
+            | Self::Expose { .. }
+            | Self::Pause { .. }
+            | Self::Resume { .. }
+            | Self::Promote { .. }
+            | Self::Abort { .. }
+            | Self::Undo { .. }
+            | Self::SetLabel { .. }
+            | Self::RemoveLabel { .. }
+            | Self::Join { .. }
+            | Self::Drain { .. }
+            | Self::Hold { .. }
+            | Self::NodeOut { .. }
+            | Self::Exclude { .. }
+            | Self::Collect { .. }
+            | Self::Refuse { .. }
+            | Self::Retain { .. }
+            // Proposed only when every coordinator has said that it obeys the level.
+            | Self::RaiseLevel { .. } => LEVEL_FIRST,
+        }
+    }
+}
 
 /// A worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -293,6 +331,39 @@ impl State {
     /// The epoch of the last entry that changed the view.
     pub fn view_epoch(&self) -> Epoch {
         Epoch { generation: self.generation, index: self.view_index }
+    }
+
+    /// What commands do is gated on this.
+    pub fn level(&self) -> u32 {
+        self.level
+    }
+
+    /// The state with which a new group begins that goes on with this one: of `founder` alone, in a later generation. Those of
+    /// the old group are not former members but strangers, since their logs may go on where this state ends; the ids that
+    /// the founder had there, `was`, go over to its new one where they stand for a worker of the same machine.
+    pub(crate) fn refounded(
+        mut self,
+        generation: u32,
+        founder: (NodeId, Coordinator),
+        was: &[NodeId],
+    ) -> Self {
+        let (node, coordinator) = founder;
+        (self.generation, self.view_index) = (generation, self.index);
+        self.coordinators = [(node, coordinator)].into();
+        self.voters = vec![[node].into()];
+        self.former.clear();
+        for was in was {
+            if let Some(record) = self.nodes.remove(was) {
+                self.nodes.insert(node, record);
+            }
+            let versions = self.models.values_mut().flat_map(|model| model.versions.values_mut());
+            for excluded in versions.map(|version| &mut version.excluded) {
+                if excluded.remove(was) {
+                    excluded.insert(node);
+                }
+            }
+        }
+        self
     }
 
     /// The coordinators of the committed membership.

@@ -124,6 +124,19 @@ impl Identity {
         Ok(())
     }
 
+    /// Makes this another node of `cluster`, for a recovery: its peers knew it under the id that it had.
+    ///
+    /// # Errors
+    /// [`IdentityError::Disk`]; it is the same node then.
+    pub fn become_another(&self, node: NodeId, cluster: ClusterId) -> Result<(), IdentityError> {
+        let mut inner = self.lock();
+        let cluster_text = Some(cluster.to_string());
+        let record = Record { node: node.0, cluster: cluster_text, ..inner.record.clone() };
+        self.keep(&record)?;
+        (inner.record, inner.cluster) = (record, Some(cluster));
+        Ok(())
+    }
+
     /// The node's speed: measured once, kept across starts.
     ///
     /// # Errors

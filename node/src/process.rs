@@ -80,7 +80,7 @@ fn credentials(cluster: &ClusterConfig, folder: &Path, entry: &NodeEntry) -> any
 
 /// The node's part of the S3 store that the config names.
 #[cfg(feature = "s3")]
-async fn s3_store(
+pub(crate) async fn s3_store(
     s3: &S3Config,
     cluster: &ClusterConfig,
     entry: &NodeEntry,
@@ -90,7 +90,11 @@ async fn s3_store(
 }
 
 #[cfg(not(feature = "s3"))]
-async fn s3_store(_: &S3Config, _: &ClusterConfig, _: &NodeEntry) -> anyhow::Result<Arc<dyn ObjectStore>> {
+pub(crate) async fn s3_store(
+    _: &S3Config,
+    _: &ClusterConfig,
+    _: &NodeEntry,
+) -> anyhow::Result<Arc<dyn ObjectStore>> {
     anyhow::bail!("the config has [bundles.s3], and this build has no S3 client; build with the feature s3")
 }
 

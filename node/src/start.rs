@@ -21,6 +21,8 @@ use crate::worker::WorkerConfig;
 
 #[cfg(feature = "coordinator")]
 mod coordinator;
+#[cfg(feature = "coordinator")]
+pub mod recover;
 mod tasks;
 mod worker;
 

@@ -47,6 +47,8 @@ pub enum Kind {
     ControlResponse = 33,
     /// A state that a watch delivers.
     WatchUpdate = 34,
+    /// Bytes of a snapshot file, in the body.
+    SnapshotChunk = 35,
     /// A request for files of a bundle.
     BundleRequest = 48,
     /// Its response.
@@ -63,7 +65,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Hello,
         Self::InferRequest,
         Self::InferHeader,
@@ -72,6 +74,7 @@ impl Kind {
         Self::ControlRequest,
         Self::ControlResponse,
         Self::WatchUpdate,
+        Self::SnapshotChunk,
         Self::BundleRequest,
         Self::BundleResponse,
         Self::BundleChunk,
@@ -92,7 +95,7 @@ impl Kind {
             Self::ControlRequest => (CONTROL_REQUEST_BYTES_MAX, 0),
             Self::ControlResponse | Self::WatchUpdate => (VIEW_BYTES_MAX, 0),
             Self::BundleRequest | Self::BundleResponse => (HEADER_BYTES_MAX * 2, 0),
-            Self::BundleChunk | Self::RaftChunk => (HEADER_BYTES_MAX, CHUNK_BYTES_MAX),
+            Self::BundleChunk | Self::RaftChunk | Self::SnapshotChunk => (HEADER_BYTES_MAX, CHUNK_BYTES_MAX),
             Self::RaftRequest | Self::RaftResponse => (RAFT_BYTES_MAX, 0),
         }
     }

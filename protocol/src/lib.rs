@@ -8,7 +8,7 @@
 //!   that route by it, which everyone must compute alike.
 //! - [`error`]: the errors that travel; [`trace`]: the W3C trace context.
 //! - [`frame`] and [`messages`]: the bytes on the wire.
-//! - [`store`]: bundles in an object store that is given.
+//! - [`store`]: bundles in an object store that is given; [`snapshot`]: the file that keeps a cluster's state.
 //! - [`quic`]: endpoints, certificates, streams and the transfer of bundles, over sockets that are given.
 //! - [`known_bugs`]: switches for the simulator's tests, absent from release builds.
 
@@ -23,6 +23,7 @@ pub mod messages;
 pub mod placement;
 pub mod quic;
 pub mod ring;
+pub mod snapshot;
 pub mod store;
 pub mod tensor;
 pub mod trace;

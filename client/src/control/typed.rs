@@ -1,8 +1,8 @@
 //! Changes and reads by name, with the types that their answers have.
 
 use roost_protocol::messages::control::{
-    Answer, Change, ClusterSummary, MembersSummary, ModelSummary, Outcome, Query, RolloutSummary,
-    VersionSummary,
+    Answer, Change, ClusterSummary, LevelSummary, MembersSummary, ModelSummary, Outcome, Query,
+    RolloutSummary, VersionSummary,
 };
 use roost_protocol::traffic::Weight;
 use roost_protocol::{ControlError, Label, ModelName, ModelVersion, Revision, Version};
@@ -25,7 +25,8 @@ impl Control {
             | Answer::Rollout(_)
             | Answer::Cluster(_)
             | Answer::Files(_)
-            | Answer::Members(_) => Err(other_answer("models")),
+            | Answer::Members(_)
+            | Answer::Level(_) => Err(other_answer("models")),
         }
     }
 
@@ -40,7 +41,8 @@ impl Control {
             | Answer::Rollout(_)
             | Answer::Cluster(_)
             | Answer::Files(_)
-            | Answer::Members(_) => Err(other_answer("versions")),
+            | Answer::Members(_)
+            | Answer::Level(_) => Err(other_answer("versions")),
         }
     }
 
@@ -55,7 +57,8 @@ impl Control {
             | Answer::Versions(_)
             | Answer::Cluster(_)
             | Answer::Files(_)
-            | Answer::Members(_) => Err(other_answer("a rollout")),
+            | Answer::Members(_)
+            | Answer::Level(_) => Err(other_answer("a rollout")),
         }
     }
 
@@ -70,7 +73,8 @@ impl Control {
             | Answer::Versions(_)
             | Answer::Rollout(_)
             | Answer::Files(_)
-            | Answer::Members(_) => Err(other_answer("the cluster")),
+            | Answer::Members(_)
+            | Answer::Level(_) => Err(other_answer("the cluster")),
         }
     }
 
@@ -85,7 +89,24 @@ impl Control {
             | Answer::Versions(_)
             | Answer::Rollout(_)
             | Answer::Cluster(_)
-            | Answer::Files(_) => Err(other_answer("the members")),
+            | Answer::Files(_)
+            | Answer::Level(_) => Err(other_answer("the members")),
+        }
+    }
+
+    /// The level of the replicated state, and who supports which.
+    ///
+    /// # Errors
+    /// As [`Control::query`].
+    pub async fn level(&self) -> Result<LevelSummary, ControlError> {
+        match self.query(Query::Level).await? {
+            Answer::Level(level) => Ok(level),
+            Answer::Models(_)
+            | Answer::Versions(_)
+            | Answer::Rollout(_)
+            | Answer::Cluster(_)
+            | Answer::Files(_)
+            | Answer::Members(_) => Err(other_answer("the level")),
         }
     }
 

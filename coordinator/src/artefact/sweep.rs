@@ -76,12 +76,16 @@ async fn catch_up(shared: &Shared) -> Result<(), ControlError> {
             | Answer::Versions(_)
             | Answer::Rollout(_)
             | Answer::Files(_)
-            | Answer::Members(_) => {
+            | Answer::Members(_)
+            | Answer::Level(_) => {
                 return Err(ControlError::Malformed { what: "another answer than the cluster's".to_owned() });
             }
         },
         ControlResponse::Failed(error) => return Err(error),
-        ControlResponse::Done(_) | ControlResponse::Heard { .. } | ControlResponse::Reconfigured(_) => {
+        ControlResponse::Done(_)
+        | ControlResponse::Heard { .. }
+        | ControlResponse::Reconfigured(_)
+        | ControlResponse::Snapshot { .. } => {
             return Err(ControlError::Malformed { what: "another answer than to a query".to_owned() });
         }
     };

@@ -21,6 +21,7 @@ use roost_protocol::NodeId;
 use roost_protocol::error::panic_text;
 use tokio::sync::{oneshot, watch};
 
+use super::fault::{DiskFault, Failure, Operation};
 use super::record::{self, RecordError};
 
 /// Work for the disk's executor.
@@ -53,7 +54,10 @@ const FIRST_PAGE_BYTES: u64 = 4096;
 /// Why a database cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// redb refuses the storage, or the storage failed.
+    /// The storage failed, or what it holds is damaged.
+    #[error("the coordinator's database cannot be opened: {0}")]
+    Fault(DiskFault),
+    /// redb refuses the storage.
     #[error("the coordinator's database cannot be opened: {0}")]
     Open(#[from] redb::DatabaseError),
     /// Reading or making the tables failed.
@@ -79,6 +83,32 @@ pub enum DiskError {
     },
 }
 
+/// Whose database may be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Ours,
+    Anyones,
+}
+
+impl DiskError {
+    /// The error as the fault behind it, where there is one: `noted` is what the storage did wrong meanwhile.
+    fn by_fault(self, noted: Option<DiskFault>) -> Self {
+        match (noted, self) {
+            (Some(fault), _) => Self::Fault(fault),
+            (None, Self::Open(redb::DatabaseError::Storage(redb::StorageError::Corrupted(what)))) => {
+                Self::Fault(DiskFault::Damaged(what.into()))
+            }
+            (None, Self::Open(redb::DatabaseError::Storage(redb::StorageError::Io(error))))
+                if error.kind() == io::ErrorKind::InvalidData =>
+            {
+                Self::Fault(DiskFault::Damaged(error.to_string().into()))
+            }
+            (None, Self::SetUp(error)) => Self::Fault(DiskFault::of_work(&error)),
+            (None, error) => error,
+        }
+    }
+}
+
 /// A database that is worked on by one executor. Cloning shares it.
 #[derive(Clone)]
 pub struct Disk {
@@ -98,34 +128,6 @@ impl Debug for Disk {
     }
 }
 
-/// The first failure, which is kept.
-#[derive(Debug, Default)]
-struct Failure(watch::Sender<Option<Arc<str>>>);
-
-impl Failure {
-    fn set(&self, error: &io::Error) {
-        self.0.send_if_modified(|failure| {
-            let first = failure.is_none();
-            if first {
-                *failure = Some(error.to_string().into());
-            }
-            first
-        });
-    }
-
-    fn check(&self) -> io::Result<()> {
-        match &*self.0.borrow() {
-            None => Ok(()),
-            Some(reason) => Err(io::Error::other(format!("the disk failed before: {reason}"))),
-        }
-    }
-
-    /// Notes the failure of an operation of the storage.
-    fn watched<T>(&self, result: io::Result<T>) -> io::Result<T> {
-        result.inspect_err(|error| self.set(error))
-    }
-}
-
 /// The storage that was given, which takes no write and no fsync after the first failure.
 #[derive(Debug)]
 struct Fused {
@@ -135,22 +137,22 @@ struct Fused {
 
 impl StorageBackend for Fused {
     fn len(&self) -> Result<u64, io::Error> {
-        self.failure.watched(self.storage.len())
+        self.failure.operated(Operation::Read, self.storage.len())
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
-        self.failure.watched(self.storage.read(offset, out))
+        self.failure.operated(Operation::Read, self.storage.read(offset, out))
     }
     fn set_len(&self, len: u64) -> Result<(), io::Error> {
         self.failure.check()?;
-        self.failure.watched(self.storage.set_len(len))
+        self.failure.operated(Operation::Write, self.storage.set_len(len))
     }
     fn sync_data(&self) -> Result<(), io::Error> {
         self.failure.check()?;
-        self.failure.watched(self.storage.sync_data())
+        self.failure.operated(Operation::Sync, self.storage.sync_data())
     }
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
         self.failure.check()?;
-        self.failure.watched(self.storage.write(offset, data))
+        self.failure.operated(Operation::Write, self.storage.write(offset, data))
     }
     fn close(&self) -> Result<(), io::Error> {
         self.storage.close()
@@ -185,14 +187,36 @@ impl Disk {
         queue: Arc<dyn JobQueue>,
         node: NodeId,
     ) -> Result<Self, DiskError> {
+        Self::open_as(storage, queue, node, Whose::Ours).await
+    }
+
+    /// Opens the database of whatever node on `storage`, or makes one of `node`, for a recovery.
+    ///
+    /// # Errors
+    /// As [`Disk::open`], but for [`DiskError::WrongNode`].
+    pub(crate) async fn open_of_any(
+        storage: Box<dyn StorageBackend>,
+        queue: Arc<dyn JobQueue>,
+        node: NodeId,
+    ) -> Result<Self, DiskError> {
+        Self::open_as(storage, queue, node, Whose::Anyones).await
+    }
+
+    async fn open_as(
+        storage: Box<dyn StorageBackend>,
+        queue: Arc<dyn JobQueue>,
+        node: NodeId,
+        whose: Whose,
+    ) -> Result<Self, DiskError> {
         let failure = Arc::new(Failure::default());
         let inner = Arc::new(Inner { queue, database: Mutex::new(None), failure: failure.clone() });
-        let opened = inner.clone();
+        let (opened, noted) = (inner.clone(), failure.clone());
         let (tell, told) = oneshot::channel();
         inner.queue.submit(Box::new(move || {
-            let open = || open(Fused { storage, failure }, node);
+            let open = || open(Fused { storage, failure }, node, whose);
             let result = catch_unwind(AssertUnwindSafe(open))
-                .unwrap_or_else(|panic| Err(DiskError::SetUp(panicked(&*panic))));
+                .unwrap_or_else(|panic| Err(DiskError::SetUp(panicked(&*panic))))
+                .map_err(|error| error.by_fault(noted.get()));
             let result = result.map(|database| *opened.lock() = Some(database));
             // Whoever asked may be gone.
             let _ = tell.send(result);
@@ -202,8 +226,8 @@ impl Disk {
     }
 
     /// The first failure, once there is one.
-    pub(crate) fn failure(&self) -> watch::Receiver<Option<Arc<str>>> {
-        self.inner.failure.0.subscribe()
+    pub fn failure(&self) -> watch::Receiver<Option<DiskFault>> {
+        self.inner.failure.subscribe()
     }
 
     /// Reads in a transaction, on the executor.
@@ -233,7 +257,7 @@ impl Disk {
     }
 
     /// Closes the database behind the work that it has. What comes later fails.
-    pub(crate) async fn close(&self) {
+    pub async fn close(&self) {
         let inner = self.inner.clone();
         let (tell, told) = oneshot::channel();
         self.inner.queue.submit(Box::new(move || {
@@ -283,7 +307,7 @@ impl Inner {
         };
         // Nothing is read or written by way of the database after a panic, so it does not matter what it broke.
         let result = catch_unwind(AssertUnwindSafe(|| work(database)));
-        self.failure.watched(result.unwrap_or_else(|panic| Err(panicked(&*panic))))
+        self.failure.worked(result.unwrap_or_else(|panic| Err(panicked(&*panic))))
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Database>> {
@@ -312,7 +336,7 @@ impl<T> Answer<T> {
 impl<T> Drop for Answer<T> {
     fn drop(&mut self) {
         if let Some(tell) = self.tell.take() {
-            tell(self.inner.failure.watched(Err(queue_ended())));
+            tell(self.inner.failure.worked(Err(queue_ended())));
         }
     }
 }
@@ -325,7 +349,7 @@ fn panicked(panic: &(dyn Any + Send)) -> io::Error {
     io::Error::other(format!("the database panicked: {}", panic_text(panic)))
 }
 
-fn open(storage: Fused, node: NodeId) -> Result<Database, DiskError> {
+fn open(storage: Fused, node: NodeId, whose: Whose) -> Result<Database, DiskError> {
     clear_cut_creation(&storage).map_err(DiskError::SetUp)?;
     let database = Database::builder()
         .set_cache_size(CACHE_BYTES)
@@ -339,7 +363,7 @@ fn open(storage: Fused, node: NodeId) -> Result<Database, DiskError> {
         return Err(DiskError::Tables { found });
     }
     let theirs = read_node(&database).map_err(DiskError::SetUp)?;
-    if theirs != node {
+    if theirs != node && whose == Whose::Ours {
         return Err(DiskError::WrongNode { ours: node, theirs });
     }
     Ok(database)
@@ -381,9 +405,14 @@ fn tables(database: &Database) -> io::Result<Vec<String>> {
 fn set_up(transaction: &redb::WriteTransaction, node: NodeId) -> io::Result<()> {
     transaction.open_table(LOG).map_err(io::Error::other)?;
     transaction.open_table(SNAPSHOT).map_err(io::Error::other)?;
-    put_meta(transaction, META_NODE, &node)?;
+    put_node(transaction, node)?;
     super::log::set_up(transaction)?;
     super::machine::set_up(transaction)
+}
+
+/// Notes whose database this is.
+pub(super) fn put_node(transaction: &redb::WriteTransaction, node: NodeId) -> io::Result<()> {
+    put_meta(transaction, META_NODE, &node)
 }
 
 fn read_node(database: &Database) -> io::Result<NodeId> {

@@ -32,6 +32,18 @@ pub(super) fn set_up(transaction: &WriteTransaction) -> io::Result<()> {
     put_meta(transaction, PURGED, &None::<LogIdRecord>)
 }
 
+/// Empties the log behind a snapshot that covers all up to `last`.
+pub(super) fn begin_at(
+    transaction: &WriteTransaction,
+    last: LogIdRecord,
+    vote: VoteRecord,
+) -> io::Result<()> {
+    put_meta(transaction, VOTE, &Some(vote))?;
+    put_meta(transaction, COMMITTED, &Some(last))?;
+    put_meta(transaction, PURGED, &Some(last))?;
+    remove(&mut transaction.open_table(LOG).map_err(io::Error::other)?, ..)
+}
+
 /// The Raft log of this coordinator.
 #[derive(Debug, Clone)]
 pub struct Log {

@@ -15,7 +15,7 @@ use futures::{Stream, TryStreamExt};
 use openraft::alias::{EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, Membership, OptionalSend};
-use redb::{ReadableTable, WriteTransaction};
+use redb::{ReadableTable, Table, WriteTransaction};
 use roost_protocol::view::{Coordinator, Published, View};
 use roost_protocol::{NodeId, NodeName};
 use tokio::sync::watch;
@@ -46,6 +46,8 @@ pub struct Machine {
     disk: Disk,
     inner: Arc<Mutex<Inner>>,
     published: watch::Sender<Published>,
+    /// The highest level that this coordinator obeys.
+    level: u32,
 }
 
 #[derive(Default)]
@@ -58,14 +60,16 @@ struct Inner {
 }
 
 impl Machine {
-    /// The state of the last snapshot on `disk`, or an empty one. Views go to `published`.
+    /// The state of the last snapshot on `disk`, or an empty one. Views go to `published`. A state above `level` stops this
+    /// coordinator: it would make something else of a command than those do that obey it.
     ///
     /// # Errors
     /// The disk's, or that the snapshot is not what was written.
-    pub async fn open(disk: Disk, published: watch::Sender<Published>) -> io::Result<Self> {
-        let machine = Self { disk, inner: Arc::default(), published };
+    pub async fn open(disk: Disk, published: watch::Sender<Published>, level: u32) -> io::Result<Self> {
+        let machine = Self { disk, inner: Arc::default(), published, level };
         if let Some(snapshot) = machine.read_snapshot().await? {
             let state = decode(&snapshot.meta, &snapshot.snapshot)?;
+            machine.check_level(&state)?;
             machine.take(&snapshot.meta, state);
         }
         Ok(machine)
@@ -84,6 +88,11 @@ impl Machine {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         lock(&self.inner)
+    }
+
+    fn check_level(&self, state: &State) -> Result<(), RecordError> {
+        let (level, obeyed) = (state.level(), self.level);
+        if level <= obeyed { Ok(()) } else { Err(RecordError::Level { level, obeyed }) }
     }
 
     fn take(&self, meta: &SnapshotMetaOf<Types>, state: State) {
@@ -165,7 +174,7 @@ fn coordinators(membership: &Membership<u64, Member>) -> BTreeMap<NodeId, Coordi
 }
 
 fn decode(meta: &SnapshotMetaOf<Types>, bytes: &[u8]) -> Result<State, RecordError> {
-    let state: State = record::open(WHOLE, bytes)?;
+    let state = decode_state(bytes)?;
     let (says, holds) = (meta.last_log_id.map_or(0, |last| last.index), state.epoch().index);
     if says != holds {
         let reason = format!("it is of entry {holds}, the snapshot is of entry {says}");
@@ -205,13 +214,45 @@ fn keep_latest(transaction: &WriteTransaction, snapshot: Snapshot) -> io::Result
     if let Some(present) = present.filter(|present| present.last() > meta.last()) {
         return read_bytes(present, &chunks);
     }
+    put_snapshot(transaction, meta, &snapshot.snapshot, &mut chunks)?;
+    Ok(snapshot)
+}
+
+fn put_snapshot(
+    transaction: &WriteTransaction,
+    meta: SnapshotMetaRecord,
+    bytes: &[u8],
+    chunks: &mut Table<'_, u64, &'static [u8]>,
+) -> io::Result<()> {
     put_meta(transaction, META_SNAPSHOT, &Some(meta))?;
     chunks.retain(|_, _| false).map_err(io::Error::other)?;
-    for (number, chunk) in snapshot.snapshot.chunks(SNAPSHOT_CHUNK_BYTES).enumerate() {
+    for (number, chunk) in bytes.chunks(SNAPSHOT_CHUNK_BYTES).enumerate() {
         let chunk = record::seal_bytes(chunk);
         chunks.insert(number as u64, chunk.as_slice()).map_err(io::Error::other)?;
     }
-    Ok(snapshot)
+    Ok(())
+}
+
+/// Puts a snapshot in the place of the present one, whatever that covers.
+pub(super) fn replace(transaction: &WriteTransaction, snapshot: Snapshot) -> io::Result<()> {
+    let mut chunks = transaction.open_table(SNAPSHOT).map_err(io::Error::other)?;
+    put_snapshot(transaction, (&snapshot.meta).into(), &snapshot.snapshot, &mut chunks)
+}
+
+/// A state as one record, as snapshots hold it.
+///
+/// # Errors
+/// [`RecordError::Body`] when it cannot be encoded.
+pub(crate) fn encode_state(state: &State) -> Result<Vec<u8>, RecordError> {
+    record::seal(WHOLE, state)
+}
+
+/// Reads what [`encode_state`] wrote.
+///
+/// # Errors
+/// [`RecordError`] when it is not what was written.
+pub(crate) fn decode_state(bytes: &[u8]) -> Result<State, RecordError> {
+    record::open(WHOLE, bytes)
 }
 
 impl RaftStateMachine<Types> for Machine {
@@ -229,7 +270,12 @@ impl RaftStateMachine<Types> for Machine {
     {
         let mut answers = Vec::new();
         while let Some((entry, responder)) = entries.try_next().await? {
-            let applied = self.lock().apply(&entry)?;
+            let applied = {
+                let mut inner = self.lock();
+                let applied = inner.apply(&entry)?;
+                self.check_level(&inner.state)?;
+                applied
+            };
             if let EntryPayload::Normal(proposal) = &entry.payload {
                 let (index, command, by) = (entry.log_id.index, &proposal.command, &proposal.by);
                 tracing::debug!(index, ?command, by, result = ?applied.result, "applied");
@@ -252,6 +298,7 @@ impl RaftStateMachine<Types> for Machine {
     async fn install_snapshot(&mut self, meta: &SnapshotMetaOf<Types>, bytes: Bytes) -> io::Result<()> {
         // Read ahead of writing: one that cannot be read must not take the place of one that can.
         let state = decode(meta, &bytes)?;
+        self.check_level(&state)?;
         let snapshot = Snapshot { meta: meta.clone(), snapshot: bytes };
         self.disk.write(move |transaction| keep_latest(transaction, snapshot)).await?;
         tracing::info!(epoch = %state.epoch(), "took a snapshot in the place of the entries that it covers");
@@ -277,7 +324,7 @@ impl RaftSnapshotBuilder<Types> for Machine {
                     let meta = SnapshotMetaOf::<Types> { last_log_id: inner.applied, last_membership };
                     (meta, inner.state.clone())
                 };
-                let bytes = record::seal(WHOLE, &state)?;
+                let bytes = encode_state(&state)?;
                 keep_latest(transaction, Snapshot { meta, snapshot: bytes.into() })
             })
             .await

@@ -236,7 +236,8 @@ fn read_answer(answer: Result<PeerResponse, StreamError>, address: &str) -> Resu
         | PeerResponse::Held
         | PeerResponse::Control(_)
         | PeerResponse::Heard
-        | PeerResponse::Lacks(_) => {
+        | PeerResponse::Lacks(_)
+        | PeerResponse::Supports { .. } => {
             Err(ControlError::Malformed { what: "another answer than to a Raft message".to_owned() })
         }
     }

@@ -58,6 +58,16 @@ pub enum RecordError {
         /// Where it belongs.
         actual: u64,
     },
+    /// The state is at a level that this build does not obey.
+    #[error(
+        "the state is at level {level}, this coordinator obeys {obeyed}; start a build that knows the level"
+    )]
+    Level {
+        /// The state's level.
+        level: u32,
+        /// The highest that is obeyed.
+        obeyed: u32,
+    },
     /// The body is no value of its type.
     #[error("{what}: {reason}")]
     Body {
@@ -140,6 +150,11 @@ pub struct LogIdRecord {
 }
 
 impl LogIdRecord {
+    /// The position of an entry that a leader of `term` wrote.
+    pub fn new(term: u64, index: u64) -> Self {
+        Self { term, index }
+    }
+
     /// The index.
     pub fn index(&self) -> u64 {
         self.index

@@ -19,9 +19,10 @@ use roost_protocol::{ClusterId, Epoch, NodeId};
 use tokio::sync::watch;
 
 use super::disk::{Disk, DiskError, Job, JobQueue, LOG, META, SNAPSHOT};
+use super::fault::DiskFault;
 use super::types::{Member, Runtime, Types};
 use super::{Log, Machine};
-use crate::state::{Command, Proposal};
+use crate::state::{Command, LEVEL, Proposal};
 
 /// Runs disk work where it is submitted.
 struct Inline;
@@ -80,7 +81,7 @@ async fn open(memory: &Memory) -> Disk {
 }
 
 async fn machine(disk: &Disk) -> io::Result<Machine> {
-    Machine::open(disk.clone(), watch::Sender::new(Published::default())).await
+    Machine::open(disk.clone(), watch::Sender::new(Published::default()), LEVEL).await
 }
 
 struct Builder;
@@ -139,9 +140,14 @@ async fn a_flipped_bit_in_the_log_is_an_error_not_an_entry() {
     assert!(error.to_string().contains("log entry 1: the checksum does not match"), "{error}");
     // What the disk gives after that is not asked for any more, sound or not.
     let error = log.try_get_log_entries(0..1).await.unwrap_err();
-    assert!(error.to_string().contains("the disk failed before: log entry 1"), "{error}");
+    assert!(
+        error.to_string().contains("the disk failed before: what the disk holds is damaged: log entry 1"),
+        "{error}"
+    );
     log.save_vote(&Vote::new(7, 1)).await.unwrap_err();
-    assert!(disk.failure().borrow().as_deref().is_some_and(|reason| reason.contains("log entry 1")));
+    assert!(
+        matches!(&*disk.failure().borrow(), Some(DiskFault::Damaged(why)) if why.contains("log entry 1"))
+    );
 }
 
 #[tokio::test]
@@ -244,7 +250,7 @@ async fn a_file_that_lost_its_first_bytes_is_not_begun_anew() {
     open(&memory).await.close().await;
     memory.write(0, &[0; 4096]).unwrap();
     let opened = Disk::open(Box::new(memory), Arc::new(Inline), US).await;
-    assert!(matches!(opened, Err(DiskError::Open(_))));
+    assert!(matches!(opened, Err(DiskError::Fault(DiskFault::Damaged(_)))));
     // One whose creation was cut has nothing to lose.
     let memory = Memory::default();
     memory.set_len(1 << 20).unwrap();
@@ -340,7 +346,9 @@ async fn an_append_whose_job_is_lost_has_failed() {
     let (tell, told) = Types::oneshot();
     Log::new(disk.clone()).append([blank(0)], IOFlushed::signal(tell)).await.unwrap();
     assert!(told.await.unwrap().is_err());
-    assert!(disk.failure().borrow().as_deref().is_some_and(|reason| reason.contains("executor has ended")));
+    assert!(
+        matches!(&*disk.failure().borrow(), Some(DiskFault::Stopped(why)) if why.contains("executor has ended"))
+    );
 }
 
 /// A machine that has applied a membership, the identity of the cluster, and blank entries up to `last`.

@@ -13,6 +13,7 @@ use roost_protocol::{ControlError, NodeId};
 use tokio::time::Instant;
 
 use super::change::change;
+use crate::level;
 use crate::members;
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::shared::Shared;
@@ -52,8 +53,8 @@ pub(super) async fn control(
             Ok(ControlResponse::Reconfigured(members::reconfigure(shared, asked, by).await?))
         }
         ControlRequest::Query(query) => Ok(ControlResponse::Answer(Box::new(answer(shared, query).await?))),
-        ControlRequest::Watch { .. } => {
-            Err(ControlError::Malformed { what: "a watch cannot be handed on".to_owned() })
+        ControlRequest::Watch { .. } | ControlRequest::Snapshot => {
+            Err(ControlError::Malformed { what: "a stream of answers cannot be handed on".to_owned() })
         }
     }
 }
@@ -133,7 +134,8 @@ async fn ask_leader(
         | PeerResponse::Probed { .. }
         | PeerResponse::Held
         | PeerResponse::Heard
-        | PeerResponse::Lacks(_) => {
+        | PeerResponse::Lacks(_)
+        | PeerResponse::Supports { .. } => {
             Err(ControlError::Malformed { what: "another answer than to a request handed on".to_owned() })
         }
     }
@@ -144,7 +146,7 @@ pub(super) fn forming() -> ControlError {
     ControlError::NoQuorum { reason: "the cluster is still being formed".to_owned() }
 }
 
-async fn answer(shared: &Shared, query: Query) -> Result<Answer, ControlError> {
+async fn answer(shared: &Arc<Shared>, query: Query) -> Result<Answer, ControlError> {
     if !roost_protocol::KnownBug::ReadWithoutIndex.is_in() {
         shared.catch_up().await?;
     }
@@ -159,6 +161,7 @@ async fn answer(shared: &Shared, query: Query) -> Result<Answer, ControlError> {
             files.map(Answer::Files).ok_or_else(|| ControlError::NoBundle { digest: digest.to_string() })
         }
         Query::Members => Ok(Answer::Members(members::summary(shared))),
+        Query::Level => Ok(Answer::Level(level::summary(shared).await)),
         Query::Cluster => {
             let known = shared.registry(|registry| (registry.soft().clone(), registry.statistics().clone()));
             let (soft, statistics) = known.ok_or_else(|| shared.not_leader())?;

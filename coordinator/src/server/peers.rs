@@ -53,6 +53,7 @@ pub(super) async fn serve(
                 Ok(()) => artefact::lacks(shared, &bundles).await.map(PeerResponse::Lacks),
                 Err(error) => Err(error),
             },
+            PeerRequest::Supports => Ok(PeerResponse::Supports { level: shared.level }),
         },
     };
     let response = response.unwrap_or_else(PeerResponse::Failed);

@@ -18,7 +18,9 @@ use super::bounds::{
     FORMER_MAX, LABELS_MAX, RESERVATIONS_MAX, VERSIONS_BYTES_MAX, check_node, check_version, check_view,
     encoded_bytes, limit,
 };
-use super::{Applied, BundleRecord, Command, LEVEL, ModelRecord, NodeRecord, Proposal, State, VersionRecord};
+use super::{
+    Applied, BundleRecord, Command, LEVEL_FIRST, ModelRecord, NodeRecord, Proposal, State, VersionRecord,
+};
 
 impl State {
     /// Applies the entry at `index` of the log.
@@ -78,12 +80,16 @@ impl State {
         if self.cluster.is_none() && !matches!(command, Command::Initialise { .. }) {
             return Err(CommandError::NotInitialised);
         }
+        let (needed, level) = (command.needs(), self.level);
+        if needed > level {
+            return Err(CommandError::LevelTooLow { needed, level });
+        }
         match command {
             Command::Initialise { cluster } => {
                 if let Some(cluster) = self.cluster {
                     return Err(CommandError::AlreadyInitialised { cluster });
                 }
-                (self.cluster, self.generation, self.level) = (Some(*cluster), 1, LEVEL);
+                (self.cluster, self.generation, self.level) = (Some(*cluster), 1, LEVEL_FIRST);
                 Ok(Outcome::Applied)
             }
             Command::Reserve { files } => self.reserve(files),
@@ -135,6 +141,10 @@ impl State {
             Command::Collect { digest, reserved_at_ms } => self.collect(digest, *reserved_at_ms),
             Command::Refuse { error } => Err(CommandError::clone(error)),
             Command::Retain { model, keep } => self.retain(model, *keep),
+            Command::RaiseLevel { level } => {
+                self.level = self.level.max(*level);
+                Ok(Outcome::Applied)
+            }
         }
     }
 
@@ -427,7 +437,8 @@ impl Command {
             | Self::NodeOut { .. }
             | Self::Exclude { .. }
             | Self::Collect { .. }
-            | Self::Refuse { .. } => None,
+            | Self::Refuse { .. }
+            | Self::RaiseLevel { .. } => None,
         }
     }
 }
@@ -454,6 +465,7 @@ pub(crate) fn is_about_the_plan(error: &CommandError) -> bool {
         | CommandError::UnknownNode { .. }
         | CommandError::AlreadyInitialised { .. }
         | CommandError::NotInitialised
-        | CommandError::RequestTooOld { .. } => false,
+        | CommandError::RequestTooOld { .. }
+        | CommandError::LevelTooLow { .. } => false,
     }
 }

@@ -511,3 +511,21 @@ proptest! {
         prop_assert_eq!(one.state, other.state);
     }
 }
+
+#[test]
+fn the_level_only_rises_and_gates_commands() {
+    let mut cluster = Cluster::with_versions(1);
+    assert_eq!(cluster.state.level(), LEVEL_FIRST);
+    cluster.run(Command::RaiseLevel { level: 3 }).unwrap();
+    cluster.run(Command::RaiseLevel { level: 2 }).unwrap();
+    assert_eq!(cluster.state.level(), 3);
+    // A state below what a command came with.
+    let label = Command::SetLabel { version: at(1), label: Label::new("prod").unwrap() };
+    cluster.state.level = 0;
+    let before = cluster.state.view();
+    let refused = cluster.run(label.clone()).unwrap_err();
+    assert_eq!(refused, CommandError::LevelTooLow { needed: LEVEL_FIRST, level: 0 });
+    assert_eq!(cluster.state.view(), before);
+    cluster.state.level = LEVEL_FIRST;
+    cluster.run(label).unwrap();
+}

@@ -1,19 +1,21 @@
-//! A disk that fails one write or one fsync, or returns a flipped bit: the coordinator stops and says why, or goes on rightly.
-//! It never answers from what is damaged, never writes after a failure, and what it acknowledged is there when its disk is
-//! started again.
+//! A disk that is full, fails one write or one fsync, loses power, or returns a flipped bit: the coordinator stops and names what
+//! the disk did, or goes on rightly. It never answers from what is damaged, never writes after a failure, and what it
+//! acknowledged is there when its disk is started again.
 
-use std::io;
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
 use redb::StorageBackend;
+use roost_coordinator::raft::disk::DiskError;
+use roost_coordinator::{DiskFault, StartError};
 use roost_protocol::ControlError;
 use roost_protocol::messages::control::{Answer, Change, ControlRequest, ControlResponse, Query};
 use roost_protocol::{Epoch, RequestId};
 use tokio::time::Instant;
 
+use crate::disk::{Disk, Fault};
 use crate::party::{Member, Operator, PATIENCE, Party, Start, ask_at, files_of};
 
 /// Changes that each run makes.
@@ -23,162 +25,8 @@ const BITS: u64 = 4;
 /// Runs at once.
 const AT_ONCE: usize = 4;
 
-/// What the disk does wrong, once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    None,
-    /// The write of that number fails, half of it done.
-    Write(u64),
-    /// The fsync of that number fails.
-    Sync(u64),
-    /// One bit of the read of that number is another; the second number says which.
-    Read(u64, u64),
-}
-
-/// A write that is not durable yet.
-#[derive(Debug, Clone)]
-enum Pending {
-    Bytes(u64, Vec<u8>),
-    Length(u64),
-}
-
-/// A disk in memory that knows what is durable.
-#[derive(Debug, Clone)]
-struct Disk(Arc<Mutex<Inner>>);
-
-#[derive(Debug)]
-struct Inner {
-    durable: Vec<u8>,
-    pending: Vec<Pending>,
-    present: Vec<u8>,
-    fault: Fault,
-    writes: u64,
-    syncs: u64,
-    reads: u64,
-    failed: bool,
-    /// Writes and fsyncs after the failure, of which there should be none.
-    after_failure: u64,
-}
-
-impl Disk {
-    fn new(image: Vec<u8>, fault: Fault) -> Self {
-        Self(Arc::new(Mutex::new(Inner {
-            durable: image.clone(),
-            pending: Vec::new(),
-            present: image,
-            fault,
-            writes: 0,
-            syncs: 0,
-            reads: 0,
-            failed: false,
-            after_failure: 0,
-        })))
-    }
-
-    /// What a power failure leaves: what is durable, and of the rest each write whole, torn or not at all.
-    fn after_power_failure(&self) -> Vec<u8> {
-        let inner = self.0.lock().unwrap();
-        let mut image = inner.durable.clone();
-        let mut chance = 0x9e37_79b9_7f4a_7c15 ^ (inner.writes << 20 | inner.syncs);
-        for pending in &inner.pending {
-            // xorshift64 (Marsaglia, 2003): a sequence per position.
-            chance ^= chance << 13;
-            chance ^= chance >> 7;
-            chance ^= chance << 17;
-            match (pending, chance % 3) {
-                (_, 0) => {}
-                (Pending::Bytes(at, bytes), 1) => put(&mut image, *at, &bytes[..bytes.len() / 2]),
-                (pending, _) => apply(&mut image, pending),
-            }
-        }
-        image
-    }
-
-    fn counts(&self) -> (u64, u64, u64) {
-        let inner = self.0.lock().unwrap();
-        (inner.writes, inner.syncs, inner.reads)
-    }
-}
-
-fn put(image: &mut Vec<u8>, at: u64, bytes: &[u8]) {
-    let end = at as usize + bytes.len();
-    if image.len() < end {
-        image.resize(end, 0);
-    }
-    image[at as usize..end].copy_from_slice(bytes);
-}
-
-fn apply(image: &mut Vec<u8>, pending: &Pending) {
-    match pending {
-        Pending::Bytes(at, bytes) => put(image, *at, bytes),
-        Pending::Length(length) => image.resize(*length as usize, 0),
-    }
-}
-
-impl Inner {
-    fn fail(&mut self, what: &str) -> io::Error {
-        self.failed = true;
-        io::Error::other(format!("the test's disk failed a {what}"))
-    }
-
-    fn change(&mut self, pending: Pending) -> io::Result<()> {
-        self.after_failure += u64::from(self.failed);
-        self.writes += 1;
-        if self.fault == Fault::Write(self.writes) {
-            if let Pending::Bytes(at, bytes) = &pending {
-                let half = Pending::Bytes(*at, bytes[..bytes.len() / 2].to_vec());
-                apply(&mut self.present, &half);
-                self.pending.push(half);
-            }
-            return Err(self.fail("write"));
-        }
-        apply(&mut self.present, &pending);
-        self.pending.push(pending);
-        Ok(())
-    }
-}
-
-impl StorageBackend for Disk {
-    fn len(&self) -> Result<u64, io::Error> {
-        Ok(self.0.lock().unwrap().present.len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
-        let mut inner = self.0.lock().unwrap();
-        inner.reads += 1;
-        let bytes = inner.present.get(offset as usize..offset as usize + out.len());
-        out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
-        if let Fault::Read(read, which) = inner.fault
-            && read == inner.reads
-        {
-            // Fibonacci hashing (Knuth, volume 3, section 6.4): far apart for neighbours.
-            let at = (read << 8 | which).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
-            let at = at as usize % (out.len() * 8);
-            out[at / 8] ^= 1 << (at % 8);
-        }
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> Result<(), io::Error> {
-        self.0.lock().unwrap().change(Pending::Length(len))
-    }
-
-    fn sync_data(&self) -> Result<(), io::Error> {
-        let mut inner = self.0.lock().unwrap();
-        inner.after_failure += u64::from(inner.failed);
-        inner.syncs += 1;
-        if inner.fault == Fault::Sync(inner.syncs) {
-            return Err(inner.fail("fsync"));
-        }
-        inner.durable = inner.present.clone();
-        inner.pending.clear();
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-        self.0.lock().unwrap().change(Pending::Bytes(offset, data.to_vec()))
-    }
-}
+/// One at a time of the tests that start hundreds of coordinators: others would wait for their elections.
+pub static MANY: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// The bundle that a change reserves.
 fn content(change: u8) -> Vec<u8> {
@@ -186,36 +34,66 @@ fn content(change: u8) -> Vec<u8> {
 }
 
 /// A coordinator of its own on a disk of its own.
-struct Run {
+pub struct Run {
     party: Party,
     operator: Operator,
-    disk: Disk,
-    /// What a power failure would have left when the changes were made.
-    left: Mutex<Vec<u8>>,
+    pub disk: Disk,
+}
+
+/// What a run of changes led to.
+pub struct Made {
+    acknowledged: u8,
+    pub end: End,
+    /// What the disk may hold afterwards: as a kill leaves it, and as a power failure does.
+    pub images: Vec<Vec<u8>>,
+}
+
+impl Made {
+    /// How many changes were acknowledged, the first ones.
+    pub fn acknowledged(&self) -> u8 {
+        self.acknowledged
+    }
 }
 
 /// How a run ended.
 #[derive(Debug)]
-enum End {
+pub enum End {
     /// It did not start.
-    NotStarted(String),
-    /// It stopped by itself.
-    Failed(String),
+    NotStarted(StartError),
+    /// It stopped by itself, with this reason, because the disk did this.
+    Failed(String, Option<DiskFault>),
     /// It went on to the end.
     WentOn,
 }
 
+impl End {
+    /// What the disk did wrong, as the coordinator names it.
+    ///
+    /// # Panics
+    /// When the coordinator stopped and names nothing.
+    pub fn fault(&self) -> Option<DiskFault> {
+        match self {
+            Self::WentOn => None,
+            Self::NotStarted(error) => Some(error.disk_fault().unwrap_or_else(|| panic!("{error}"))),
+            Self::Failed(reason, fault) => {
+                let fault = fault.clone().unwrap_or_else(|| panic!("{reason}"));
+                assert_eq!(*reason, fault.to_string());
+                Some(fault)
+            }
+        }
+    }
+}
+
 impl Run {
-    async fn new(image: Vec<u8>, fault: Fault) -> Self {
+    pub async fn new(image: Vec<u8>, fault: Fault) -> Self {
         let party = Party::new(1);
         let operator = party.operator().await;
-        Self { party, operator, disk: Disk::new(image, fault), left: Mutex::default() }
+        Self { party, operator, disk: Disk::new(image, fault) }
     }
 
-    async fn start(&self) -> Result<Member, String> {
+    async fn start(&self) -> Result<Member, StartError> {
         let storage: Box<dyn StorageBackend> = Box::new(self.disk.clone());
-        let started = self.party.start(1, Start { storage: Some(storage), ..Start::default() }).await;
-        started.map_err(|error| error.to_string())
+        self.party.start(1, Start { storage: Some(storage), ..Start::default() }).await
     }
 
     async fn ask(&self, request: &ControlRequest) -> Result<ControlResponse, ControlError> {
@@ -237,10 +115,10 @@ impl Run {
     }
 
     /// Makes the changes one after the other, and returns how many were acknowledged and how it ended.
-    async fn make_changes(&self) -> (u8, End) {
+    pub async fn make_changes(&self) -> Made {
         let member = match self.start().await {
             Ok(member) => member,
-            Err(reason) => return (0, End::NotStarted(reason)),
+            Err(error) => return self.made(0, End::NotStarted(error)),
         };
         let mut acknowledged = 0;
         let changes = async {
@@ -253,9 +131,16 @@ impl Run {
             }
         };
         let end = self.watch(&member, changes).await;
-        *self.left.lock().unwrap() = self.disk.after_power_failure();
+        let made = self.made(acknowledged, end);
         member.stop().await;
-        (acknowledged, end)
+        made
+    }
+
+    /// What there is before the coordinator stops, which writes once more.
+    fn made(&self, acknowledged: u8, end: End) -> Made {
+        let images =
+            vec![self.disk.after_kill(), self.disk.after_power_failure(1), self.disk.after_power_failure(2)];
+        Made { acknowledged, end, images }
     }
 
     /// Does something until it is done or the coordinator fails.
@@ -263,9 +148,9 @@ impl Run {
         let failed = member.coordinator.failed();
         let end = tokio::select! {
             () = work => End::WentOn,
-            reason = failed => End::Failed(reason),
+            reason = failed => End::Failed(reason, member.coordinator.disk_fault()),
         };
-        if matches!(end, End::Failed(_)) {
+        if matches!(end, End::Failed(..)) {
             let answer = self.ask(&ControlRequest::Query(Query::Models)).await;
             assert!(answer.is_err(), "it answers though it failed: {answer:?}");
         }
@@ -273,10 +158,10 @@ impl Run {
     }
 
     /// Looks for the acknowledged changes. Those after them are there or not.
-    async fn look(&self, acknowledged: u8) -> End {
+    pub async fn look(&self, acknowledged: u8) -> End {
         let member = match self.start().await {
             Ok(member) => member,
-            Err(reason) => return End::NotStarted(reason),
+            Err(error) => return End::NotStarted(error),
         };
         let looks = async {
             for change in 1..=CHANGES {
@@ -300,39 +185,65 @@ fn spread(last: u64, count: u64) -> Vec<u64> {
     (0..count).map(|i| 1 + i * last / count).collect()
 }
 
-/// Makes the changes on a disk that fails once, and looks for them. Returns whether it failed.
-async fn fails_once(fault: Fault) -> bool {
-    let run = Run::new(Vec::new(), fault).await;
-    let (acknowledged, end) = run.make_changes().await;
-    let (failed, after_failure) = {
-        let inner = run.disk.0.lock().unwrap();
-        (inner.failed, inner.after_failure)
-    };
-    assert_eq!(after_failure, 0, "{fault:?}: something was written after the failure");
-    match &end {
-        End::NotStarted(reason) | End::Failed(reason) => {
-            assert!(failed && reason.contains("the test's disk failed a"), "{fault:?}: {reason}");
-        }
-        // The fault came when it stopped, or not at all: runs differ in how many entries they write at once.
-        End::WentOn => assert_eq!(acknowledged, CHANGES),
+/// Whether a coordinator names what its disk did. Where the power fails, whatever comes next does.
+fn names(named: &DiskFault, fault: Fault) -> bool {
+    match (fault, named) {
+        (Fault::Write(_), DiskFault::Write(why)) => why.contains("failed a write"),
+        (Fault::Full(_), DiskFault::Full(why)) => why.contains("has no room"),
+        (Fault::Sync(_), DiskFault::Sync(why)) => why.contains("failed an fsync"),
+        (Fault::Cut(_), DiskFault::Write(why) | DiskFault::Sync(why)) => why.contains("has no power"),
+        (Fault::Read(..), DiskFault::Damaged(_) | DiskFault::Stopped(_)) => true,
+        _ => false,
     }
-    let again = Run::new(run.disk.after_power_failure(), Fault::None).await;
-    let found = again.look(acknowledged).await;
-    assert!(matches!(found, End::WentOn), "{fault:?}, {acknowledged} acknowledged, {end:?}: {found:?}");
-    failed
+}
+
+/// Makes the changes on a disk that fails once, and looks for them on what it holds afterwards. Returns whether it failed.
+async fn fails_once(fault: Fault) -> (Fault, bool) {
+    let run = Run::new(Vec::new(), fault).await;
+    let Made { acknowledged, end, images } = run.make_changes().await;
+    assert_eq!(run.disk.counts().after_fault, 0, "{fault:?}: something was written after the failure");
+    match end.fault() {
+        Some(named) => assert!(run.disk.failed() && names(&named, fault), "{fault:?}: {named}"),
+        // The fault came when it stopped, or not at all: runs differ in how many entries they write at once.
+        None => assert_eq!(acknowledged, CHANGES),
+    }
+    // After a loss of power more may have happened to what was on its way than after the failure of one operation.
+    let images = if let Fault::Cut(_) = fault { &images[1..] } else { &images[..2] };
+    for (which, image) in images.iter().cloned().enumerate() {
+        let found = Run::new(image, Fault::None).await.look(acknowledged).await;
+        assert!(
+            matches!(found, End::WentOn),
+            "{fault:?}, {acknowledged} acknowledged, {end:?}: {found:?} on image {which}"
+        );
+    }
+    (fault, run.disk.failed())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_fails_once_stops_the_coordinator_and_loses_nothing() {
+    let _alone = MANY.lock().await;
     let sound = Run::new(Vec::new(), Fault::None).await;
-    let (acknowledged, end) = sound.make_changes().await;
-    assert!(matches!(end, End::WentOn) && acknowledged == CHANGES, "{end:?}");
-    let (writes, syncs, _) = sound.disk.counts();
-    let mut faults: Vec<Fault> = spread(writes, 60).into_iter().map(Fault::Write).collect();
-    faults.extend(spread(syncs, 40).into_iter().map(Fault::Sync));
-    let runs: Vec<bool> = stream::iter(faults).map(fails_once).buffer_unordered(AT_ONCE).collect().await;
-    let failures = runs.iter().filter(|failed| **failed).count();
-    assert!(failures > 90, "{failures} of {} faults were met", runs.len());
+    let made = sound.make_changes().await;
+    assert!(matches!(made.end, End::WentOn) && made.acknowledged == CHANGES, "{:?}", made.end);
+    let counts = sound.disk.counts();
+    let mut faults: Vec<Fault> = spread(counts.writes, 25).into_iter().map(Fault::Write).collect();
+    faults.extend(spread(counts.writes, 25).into_iter().map(Fault::Full));
+    faults.extend(spread(counts.syncs, 25).into_iter().map(Fault::Sync));
+    faults.extend(spread(counts.writes + counts.syncs, 40).into_iter().map(Fault::Cut));
+    let runs: Vec<_> = stream::iter(faults).map(fails_once).buffer_unordered(AT_ONCE).collect().await;
+    let mut met: BTreeMap<&str, usize> = BTreeMap::new();
+    for (fault, _) in runs.iter().filter(|(_, failed)| *failed) {
+        let kind = match fault {
+            Fault::Write(_) => "failed write",
+            Fault::Full(_) => "full disk",
+            Fault::Sync(_) => "failed fsync",
+            Fault::Cut(_) => "lost power",
+            Fault::None | Fault::Read(..) => "flipped bit",
+        };
+        *met.entry(kind).or_default() += 1;
+    }
+    println!("met of {}: {met:?}; {counts:?} without a fault", runs.len());
+    assert!(met.len() == 4 && met.values().sum::<usize>() > runs.len() * 9 / 10, "{met:?} of {}", runs.len());
 }
 
 /// Starts on `image` with a bit flipped, and looks for the changes. Returns whether it was found.
@@ -340,14 +251,18 @@ async fn flips_once(image: Vec<u8>, fault: Fault) -> bool {
     let run = Run::new(image, fault).await;
     let end = run.look(CHANGES).await;
     let found = match &end {
-        End::NotStarted(reason) | End::Failed(reason) => {
-            assert!(!reason.is_empty());
-            true
-        }
-        End::WentOn => false,
+        // Where it is the number of redb's own format, that is of another build.
+        End::NotStarted(StartError::Disk(DiskError::Open(redb::DatabaseError::UpgradeRequired(_)))) => true,
+        End::NotStarted(_) | End::Failed(..) | End::WentOn => match end.fault() {
+            Some(named) => {
+                assert!(names(&named, fault), "{fault:?}: {named}");
+                true
+            }
+            None => false,
+        },
     };
     // Nor did what it wrote meanwhile come from what it misread.
-    let again = Run::new(run.disk.after_power_failure(), Fault::None).await;
+    let again = Run::new(run.disk.after_power_failure(1), Fault::None).await;
     let ended = again.look(CHANGES).await;
     assert!(matches!(ended, End::WentOn), "{fault:?}: {end:?}, then {ended:?}");
     found
@@ -355,17 +270,19 @@ async fn flips_once(image: Vec<u8>, fault: Fault) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flipped_bit_is_found_or_does_not_matter() {
+    let _alone = MANY.lock().await;
     let sound = Run::new(Vec::new(), Fault::None).await;
-    sound.make_changes().await;
-    let image = sound.left.lock().unwrap().clone();
+    let image = sound.make_changes().await.images.remove(1);
     let clean = Run::new(image.clone(), Fault::None).await;
     assert!(matches!(clean.look(CHANGES).await, End::WentOn));
-    let (_, _, reads) = clean.disk.counts();
     let mut faults = Vec::new();
-    for read in 1..=reads {
+    for read in 1..=clean.disk.counts().reads {
         faults.extend((0..BITS).map(|which| Fault::Read(read, which)));
     }
+    let count = faults.len();
     let runs = stream::iter(faults).map(|fault| flips_once(image.clone(), fault));
     let runs: Vec<bool> = runs.buffer_unordered(AT_ONCE).collect().await;
-    assert!(runs.contains(&true), "no flipped bit was met");
+    let found = runs.iter().filter(|found| **found).count();
+    println!("{found} of {count} flipped bits were found; the others did not matter");
+    assert!(found > 0, "no flipped bit was met");
 }

@@ -4,9 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "what the tests share is test code too")]
 
 mod bundles;
+mod disk;
 mod faults;
 mod garbage;
 mod group;
+mod level;
 mod lost;
 mod party;
+mod records;
+mod recovery;
 mod requests;
+mod store;

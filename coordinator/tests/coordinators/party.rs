@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
+use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 use roost_coordinator::peer::{PeerRequest, PeerResponse};
+use roost_coordinator::state::LEVEL;
 use roost_coordinator::{
     Coordinator, CoordinatorConfig, CoordinatorParts, GroupMember, Job, JobQueue, StartError,
 };
@@ -73,7 +75,7 @@ impl JobQueue for DiskThread {
 }
 
 /// Runs disk work where it is submitted, for time that stands still.
-struct Inline;
+pub struct Inline;
 
 impl JobQueue for Inline {
     fn submit(&self, job: Job) {
@@ -170,6 +172,10 @@ pub struct Start {
     pub cluster: Option<ClusterId>,
     /// Its disk, when it is not a file.
     pub storage: Option<Box<dyn StorageBackend>>,
+    /// Where its bundles lie, when not in its folder.
+    pub bundles: Option<Arc<dyn ObjectStore>>,
+    /// The highest level that it obeys, when it is of another build.
+    pub level: Option<u32>,
     /// Whether disk work has no thread of its own.
     pub inline: bool,
 }
@@ -223,7 +229,9 @@ impl Party {
         });
         let folder = self.folder(number);
         std::fs::create_dir_all(folder.join("bundles")).unwrap();
-        let store = LocalFileSystem::new_with_prefix(folder.join("bundles")).unwrap().with_fsync(true);
+        let bundles = how.bundles.unwrap_or_else(|| {
+            Arc::new(LocalFileSystem::new_with_prefix(folder.join("bundles")).unwrap().with_fsync(true))
+        });
         let storage = how.storage.unwrap_or_else(|| {
             let file =
                 std::fs::File::options().read(true).write(true).create(true).truncate(false).to_owned();
@@ -233,14 +241,20 @@ impl Party {
         let parts = CoordinatorParts {
             storage,
             queue: if how.inline { Arc::new(Inline) } else { Arc::new(DiskThread::new()) },
-            bundles: BundleStore::new(Arc::new(store)),
+            bundles: BundleStore::new(bundles),
             clock: Arc::new(self.clock.clone()),
             dialler,
             published,
             seed: node.0,
             fresh_cluster: ClusterId(u128::from(node.0)),
         };
-        let config = CoordinatorConfig { node, name, address, group: self.group.clone() };
+        let config = CoordinatorConfig {
+            node,
+            name,
+            address,
+            group: self.group.clone(),
+            level: how.level.unwrap_or(LEVEL),
+        };
         let coordinator = match Coordinator::start(config, parts).await {
             Ok(coordinator) => coordinator,
             Err(error) => {

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use roost_coordinator::{Coordinator, CoordinatorConfig, CoordinatorParts, GroupMember, Job, JobQueue};
+use roost_coordinator::state::LEVEL;
+use roost_coordinator::{
+    Coordinator, CoordinatorConfig, CoordinatorParts, DiskFault, GroupMember, Job, JobQueue,
+};
 use roost_protocol::ClusterId;
 use roost_protocol::quic::bundles::BundleStore;
 use roost_protocol::quic::{Endpoint, Service};
@@ -37,11 +40,21 @@ pub(super) async fn run(context: Arc<Context>, started: Started, stop: Stop) -> 
         _ = stop => RoleEnd::Stopped,
         why = tasks.died() => RoleEnd::Died(why),
         reason = coordinator.failed() => {
-            tracing::error!(
-                node = %context.config.name, reason,
-                "the coordinator stops: it answers nothing from a disk that failed. Empty the node's whole data \
-                 folder, and have it join under a new identity"
-            );
+            let node = &context.config.name;
+            match coordinator.disk_fault() {
+                Some(DiskFault::Full(_)) => tracing::error!(
+                    %node, reason,
+                    "the coordinator stops: what it acknowledged is durable. Make room and start it again"
+                ),
+                Some(DiskFault::LaterBuild(_)) | None => {
+                    tracing::error!(%node, reason, "the coordinator stops")
+                }
+                Some(_) => tracing::error!(
+                    %node, reason,
+                    "the coordinator stops: it answers nothing from a disk that failed. Empty the node's whole data \
+                     folder, and have it join under a new identity"
+                ),
+            }
             RoleEnd::GaveUp(reason)
         }
     };
@@ -64,10 +77,10 @@ async fn start(context: &Context) -> Result<(Coordinator, Endpoint, Tasks), Star
     let (high, low) = (environment.entropy.u64(), environment.entropy.u64());
     let bundles = match &environment.bundles {
         Some(store) => store.clone(),
-        None => environment.files.bundles("bundles")?,
+        None => environment.files.bundles(super::recover::BUNDLES)?,
     };
     let parts = CoordinatorParts {
-        storage: environment.files.database("raft.redb")?,
+        storage: environment.files.database(super::recover::DATABASE)?,
         queue: Arc::new(DiskQueue(environment.executors.dedicated("disk", Work::Disk))),
         bundles: BundleStore::new(bundles),
         clock: environment.clock.clone(),
@@ -76,7 +89,8 @@ async fn start(context: &Context) -> Result<(Coordinator, Endpoint, Tasks), Star
         seed: environment.entropy.u64(),
         fresh_cluster: ClusterId(u128::from(high) << 64 | u128::from(low)),
     };
-    let coordinator = Coordinator::start(CoordinatorConfig { node, name, address, group }, parts).await?;
+    let coordinator =
+        Coordinator::start(CoordinatorConfig { node, name, address, group, level: LEVEL }, parts).await?;
     let mut tasks = Tasks::default();
     tasks.spawn("learn cluster", learn_cluster(context.identity.clone(), follows));
     let server = coordinator.server();

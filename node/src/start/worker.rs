@@ -187,7 +187,8 @@ async fn serve_view(accepted: Accepted, published: watch::Receiver<Published>) {
                     ControlRequest::Change { .. }
                     | ControlRequest::Query(_)
                     | ControlRequest::Heartbeat(_)
-                    | ControlRequest::Reconfigure(_),
+                    | ControlRequest::Reconfigure(_)
+                    | ControlRequest::Snapshot,
                 ) => {
                     let view = published.borrow().view.clone();
                     let known = view.iter().flat_map(|view| view.coordinators.values());

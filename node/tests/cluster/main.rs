@@ -10,6 +10,7 @@ mod deaths;
 mod load;
 mod membership;
 mod pictures;
+mod recovery;
 mod roost;
 mod s3;
 mod start_up;

@@ -162,4 +162,15 @@ pub enum CommandError {
         /// The present epoch, which a request that was never sent before may name.
         present: Epoch,
     },
+    /// The cluster is not at the level that the command came with.
+    #[error(
+        "this needs level {needed}, the cluster is at level {level}: it is raised once every coordinator runs a build \
+         that supports it; `roost cluster status` shows which do"
+    )]
+    LevelTooLow {
+        /// The level that is needed.
+        needed: u32,
+        /// The cluster's.
+        level: u32,
+    },
 }

@@ -51,6 +51,8 @@ pub enum ControlRequest {
     Heartbeat(Heartbeat),
     /// A change of who coordinates. Answered by [`ControlResponse::Reconfigured`].
     Reconfigure(Reconfigure),
+    /// A snapshot of the replicated state. Answered by [`ControlResponse::Snapshot`] and chunks.
+    Snapshot,
 }
 
 /// The answer to a [`ControlRequest`].
@@ -71,6 +73,11 @@ pub enum ControlResponse {
     Failed(ControlError),
     /// Who coordinates was changed as asked, or had been before.
     Reconfigured(Reconfigured),
+    /// A snapshot file follows in chunks.
+    Snapshot {
+        /// Its bytes.
+        bytes: u64,
+    },
 }
 
 /// A change of who coordinates. Each names the state that it leads to, so that another attempt at it does no harm.
@@ -275,6 +282,8 @@ pub enum Query {
     Files(Digest),
     /// Who coordinates. Answered by [`Answer::Members`].
     Members,
+    /// The level of the state, and who supports which. Answered by [`Answer::Level`].
+    Level,
 }
 
 /// The answer to a [`Query`].
@@ -292,6 +301,8 @@ pub enum Answer {
     Files(FileList),
     /// Who coordinates.
     Members(MembersSummary),
+    /// The level of the state.
+    Level(LevelSummary),
 }
 
 /// A model, as `roost models` prints it.
@@ -435,6 +446,23 @@ pub struct ClusterSummary {
     pub soft: SoftState,
     /// What the nodes counted.
     pub statistics: BTreeMap<NodeId, Vec<VersionStatistics>>,
+}
+
+/// The level of the replicated state: what commands do is gated on it, so that coordinators of different builds stay equal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LevelSummary {
+    /// The level.
+    pub level: u32,
+    /// The level that each coordinator supports; none where it does not answer, or is of a build without levels.
+    pub supported: BTreeMap<NodeId, Option<u32>>,
+}
+
+impl LevelSummary {
+    /// The level that the state may be raised to: the highest that every coordinator supports. None while one does not say.
+    pub fn attainable(&self) -> Option<u32> {
+        let lowest = self.supported.values().copied().min().flatten();
+        lowest.filter(|lowest| *lowest > self.level)
+    }
 }
 
 /// Who coordinates, as the leader sees it.

@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
-use quinn::{Connection, RecvStream, SendStream, VarInt};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream, TransportErrorCode, VarInt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::network::{Network, of_family};
 use super::roles;
-use super::service::Service;
+use super::service::{PROTOCOLS, Service, agreed};
 use super::stream::{StreamError, read_message, write_message};
 use super::tls::{Clock, Credentials, CredentialsError, IdentityError, NODE_DNS_NAME, PeerIdentity};
 use super::watch::WATCHES_MAX;
@@ -70,6 +70,8 @@ pub struct Endpoint {
     clients: Arc<BTreeMap<Service, quinn::ClientConfig>>,
     /// Who this side is.
     identity: Arc<PeerIdentity>,
+    /// The protocols that it speaks, the latest first.
+    numbers: Arc<[u16]>,
 }
 
 /// A connection that came in, its handshake still to be done by [`Accepted::greet`].
@@ -77,6 +79,7 @@ pub struct Incoming {
     quic: quinn::Incoming,
     /// Who this side is.
     identity: Arc<PeerIdentity>,
+    numbers: Arc<[u16]>,
 }
 
 impl Endpoint {
@@ -95,20 +98,37 @@ impl Endpoint {
         reset_key: &[u8; 64],
         seed: [u8; 32],
     ) -> Result<Self, EndpointError> {
+        Self::bind_speaking(PROTOCOLS, network, address, services, credentials, reset_key, seed).await
+    }
+
+    /// As [`Endpoint::bind`], for a node that speaks the protocols `numbers`, the latest first.
+    ///
+    /// # Errors
+    /// As [`Endpoint::bind`].
+    pub async fn bind_speaking(
+        numbers: &[u16],
+        network: Arc<dyn Network>,
+        address: &str,
+        services: &[Service],
+        credentials: &Credentials,
+        reset_key: &[u8; 64],
+        seed: [u8; 32],
+    ) -> Result<Self, EndpointError> {
         let bind = |source| EndpointError::Bind { address: address.to_owned(), source };
         let socket = network.bind(address).await.map_err(bind)?;
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset_key);
         let mut config = quinn::EndpointConfig::new(Arc::new(key));
         config.rng_seed(Some(seed));
-        let server = if services.is_empty() { None } else { Some(server_config(services, credentials)?) };
+        let server =
+            if services.is_empty() { None } else { Some(server_config(services, numbers, credentials)?) };
         let clients = Service::ALL
             .into_iter()
-            .map(|service| Ok((service, client_config(service, credentials)?)))
+            .map(|service| Ok((service, client_config(service, numbers, credentials)?)))
             .collect::<Result<_, EndpointError>>()?;
         let quic = quinn::Endpoint::new_with_abstract_socket(config, server, socket, network.runtime())
             .map_err(bind)?;
         let identity = Arc::new(credentials.identity().clone());
-        Ok(Self { quic, network, clients: Arc::new(clients), identity })
+        Ok(Self { quic, network, clients: Arc::new(clients), identity, numbers: numbers.into() })
     }
 
     /// The address that is bound.
@@ -121,7 +141,8 @@ impl Endpoint {
         loop {
             let quic = self.quic.accept().await?;
             if self.quic.open_connections() < CONNECTIONS_MAX {
-                return Some(Incoming { quic, identity: self.identity.clone() });
+                let (identity, numbers) = (self.identity.clone(), self.numbers.clone());
+                return Some(Incoming { quic, identity, numbers });
             }
             quic.refuse();
         }
@@ -152,9 +173,12 @@ fn transport() -> Arc<quinn::TransportConfig> {
 
 fn server_config(
     services: &[Service],
+    numbers: &[u16],
     credentials: &Credentials,
 ) -> Result<quinn::ServerConfig, EndpointError> {
-    let alpn: Vec<_> = services.iter().map(|service| service.alpn()).collect();
+    // In the server's order the first that the client speaks too is taken.
+    let alpn = services.iter().flat_map(|service| numbers.iter().map(|number| service.alpn(*number)));
+    let alpn: Vec<String> = alpn.collect();
     let tls = QuicServerConfig::try_from(credentials.server(&alpn)?).map_err(|_| EndpointError::Cipher)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
     config
@@ -165,9 +189,13 @@ fn server_config(
     Ok(config)
 }
 
-fn client_config(service: Service, credentials: &Credentials) -> Result<quinn::ClientConfig, EndpointError> {
-    let tls =
-        QuicClientConfig::try_from(credentials.client(service.alpn())?).map_err(|_| EndpointError::Cipher)?;
+fn client_config(
+    service: Service,
+    numbers: &[u16],
+    credentials: &Credentials,
+) -> Result<quinn::ClientConfig, EndpointError> {
+    let alpn: Vec<String> = numbers.iter().map(|number| service.alpn(*number)).collect();
+    let tls = QuicClientConfig::try_from(credentials.client(&alpn)?).map_err(|_| EndpointError::Cipher)?;
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
     config.transport_config(transport());
     Ok(config)
@@ -183,14 +211,16 @@ pub struct Link {
     pub hello: Hello,
     /// Its address, as it was dialled or as it came.
     pub address: Arc<str>,
+    /// The number of the protocol that both sides speak.
+    pub protocol: u16,
     /// Room for the watches that the other side may hold here.
     watches: Arc<Semaphore>,
 }
 
 impl Link {
-    fn new(connection: Connection, peer: PeerIdentity, hello: Hello, address: &str) -> Self {
+    fn new(connection: Connection, peer: PeerIdentity, hello: Hello, address: &str, protocol: u16) -> Self {
         let watches = Arc::new(Semaphore::new(WATCHES_MAX));
-        Self { connection, peer, hello, address: address.into(), watches }
+        Self { connection, peer, hello, address: address.into(), protocol, watches }
     }
 
     /// Room for one more watch of the other side, until it is dropped; `None` when it holds as many as it may.
@@ -265,6 +295,16 @@ pub enum GreetError {
         /// What failed.
         reason: String,
     },
+    /// The two sides have no protocol in common: the other does not offer the service, or speaks other numbers.
+    #[error("{address} does not speak {}; this side speaks {ours:?}", service.map_or("any service of this node", Service::name))]
+    Protocol {
+        /// The address.
+        address: String,
+        /// The service that was dialled; none where the other side dialled.
+        service: Option<Service>,
+        /// The numbers that this side speaks.
+        ours: Vec<u16>,
+    },
     /// The peer's certificate is no identity.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -282,7 +322,7 @@ impl GreetError {
         match self {
             Self::Refused(error) => error,
             Self::Stream(error) => error.into_control(address),
-            Self::Handshake { .. } | Self::Identity(_) => {
+            Self::Handshake { .. } | Self::Protocol { .. } | Self::Identity(_) => {
                 ControlError::Unreachable { node: address.to_owned(), reason: crate::error::reason(self) }
             }
         }
@@ -296,15 +336,20 @@ impl Accepted {
     /// [`GreetError`] when the peer is not of this cluster, lacks the role for the service, or does not greet in time. It
     /// was told, and the connection is closed.
     pub async fn greet(incoming: Incoming, ours: impl FnOnce() -> Hello) -> Result<Self, GreetError> {
-        let Incoming { quic: incoming, identity } = incoming;
+        let Incoming { quic: incoming, identity, numbers } = incoming;
         let address = incoming.remote_address().to_string();
         let failed = |reason: String| GreetError::Handshake { address: address.clone(), reason };
         let greet = async {
-            let connection = incoming.await.map_err(|error| failed(error.to_string()))?;
+            let connection = incoming.await.map_err(|error| match is_about_protocols(&error) {
+                true => {
+                    GreetError::Protocol { address: address.clone(), service: None, ours: numbers.to_vec() }
+                }
+                false => failed(error.to_string()),
+            })?;
             let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
             let alpn = data.and_then(|data| data.protocol).unwrap_or_default();
-            let service = Service::ALL.into_iter().find(|service| service.alpn().as_bytes() == alpn);
-            let service = service.ok_or_else(|| failed("no protocol was agreed on".to_owned()))?;
+            let (service, number) =
+                agreed(&alpn, &numbers).ok_or_else(|| failed("no protocol was agreed on".to_owned()))?;
             let peer = PeerIdentity::of(&connection)?;
             let (mut send, mut recv) = connection.accept_bi().await.map_err(|e| failed(e.to_string()))?;
             let hello: Hello = read_message(&mut recv, Kind::Hello).await?;
@@ -316,18 +361,35 @@ impl Accepted {
             write_message(&mut send, Kind::Hello, &answer).await?;
             super::stream::finish(&mut send);
             if let Err(error) = verdict {
-                tracing::warn!(target: "audit", peer = %peer.to_uri(), service = service.alpn(), %error, "turned away");
+                tracing::warn!(target: "audit", peer = %peer.to_uri(), service = service.name(), %error, "turned away");
                 // The refusal must arrive before the close.
                 let _ = send.stopped().await;
                 connection.close(VarInt::from_u32(1), b"refused");
                 return Err(error.into());
             }
-            Ok(Self { service, link: Link::new(connection, peer, hello, &address) })
+            Ok(Self { service, link: Link::new(connection, peer, hello, &address, number) })
         };
         match tokio::time::timeout(Duration::from_millis(DIAL_MS_MAX), greet).await {
             Ok(result) => result,
             Err(_) => Err(failed("it did not greet in time".to_owned())),
         }
+    }
+}
+
+/// Whether a handshake failed because no protocol is common to both sides (RFC 9001 section 8.1).
+fn is_about_protocols(error: &ConnectionError) -> bool {
+    /// TLS's alert `no_application_protocol` (RFC 7301 section 3.2).
+    const NO_APPLICATION_PROTOCOL: u8 = 120;
+    let no_protocol = TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL);
+    match error {
+        ConnectionError::TransportError(error) => error.code == no_protocol,
+        ConnectionError::ConnectionClosed(close) => close.error_code == no_protocol,
+        ConnectionError::VersionMismatch
+        | ConnectionError::ApplicationClosed(_)
+        | ConnectionError::Reset
+        | ConnectionError::TimedOut
+        | ConnectionError::LocallyClosed
+        | ConnectionError::CidsExhausted => false,
     }
 }
 
@@ -372,7 +434,17 @@ impl Dialler {
     pub async fn dial(&self, address: &str, service: Service) -> Result<Link, GreetError> {
         let failed = |reason: String| GreetError::Handshake { address: address.to_owned(), reason };
         let dial = async {
-            let connection = self.connect(address, service).await.map_err(failed)?;
+            let connection = self.connect(address, service).await.map_err(|failure| match failure {
+                DialFailure::Protocol => {
+                    let ours = self.endpoint.numbers.to_vec();
+                    GreetError::Protocol { address: address.to_owned(), service: Some(service), ours }
+                }
+                DialFailure::Other(reason) => failed(reason),
+            })?;
+            let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+            let alpn = data.and_then(|data| data.protocol).unwrap_or_default();
+            let (_, number) = agreed(&alpn, &self.endpoint.numbers)
+                .ok_or_else(|| failed("no protocol was agreed on".to_owned()))?;
             let peer = PeerIdentity::of(&connection)?;
             if let Err(error) = check_certificate(&self.endpoint.identity, &peer) {
                 tracing::warn!(target: "audit", peer = %peer.to_uri(), address, %error, "turned away");
@@ -386,7 +458,7 @@ impl Dialler {
             let theirs: Result<Hello, ControlError> = read_message(&mut recv, Kind::Hello).await?;
             let theirs = theirs?;
             check_cluster(ours.cluster, theirs.cluster)?;
-            Ok(Link::new(connection, peer, theirs, address))
+            Ok(Link::new(connection, peer, theirs, address, number))
         };
         match tokio::time::timeout(Duration::from_millis(DIAL_MS_MAX), dial).await {
             Ok(result) => result,
@@ -396,8 +468,9 @@ impl Dialler {
 
     /// Tries the addresses of a name that the socket can reach, one after the other. Each gets its share of the time that is
     /// left, so that the last is tried too when those ahead of it are silent.
-    async fn connect(&self, address: &str, service: Service) -> Result<Connection, String> {
-        let resolved = self.endpoint.network.resolve(address).await.map_err(|error| error.to_string())?;
+    async fn connect(&self, address: &str, service: Service) -> Result<Connection, DialFailure> {
+        let resolved = self.endpoint.network.resolve(address).await;
+        let resolved = resolved.map_err(|error| DialFailure::Other(error.to_string()))?;
         let addresses = of_family(&resolved, self.endpoint.local_address());
         let deadline = Instant::now() + Duration::from_millis(DIAL_MS_MAX);
         let mut failure = format!("none of its addresses {resolved:?} can be reached from this socket");
@@ -413,12 +486,21 @@ impl Dialler {
             let within = deadline.saturating_duration_since(Instant::now()) / left;
             match tokio::time::timeout(within, connecting).await {
                 Ok(Ok(connection)) => return Ok(connection),
+                // Whoever is there is the node, of another build; its other addresses lead to the same.
+                Ok(Err(error)) if is_about_protocols(&error) => return Err(DialFailure::Protocol),
                 Ok(Err(error)) => failure = error.to_string(),
                 Err(_) => failure = format!("{at} does not answer"),
             }
         }
-        Err(failure)
+        Err(DialFailure::Other(failure))
     }
+}
+
+/// Why no connection came about.
+enum DialFailure {
+    /// No protocol is common to both sides.
+    Protocol,
+    Other(String),
 }
 
 /// The id of a node, when the greeting must name one.

@@ -24,7 +24,7 @@ pub fn of_control(request: &ControlRequest) -> &'static [Role] {
     match request {
         ControlRequest::Change { change, .. } => of_change(change),
         ControlRequest::Heartbeat(_) => &[Role::Worker],
-        ControlRequest::Reconfigure(_) => &[Role::Operator],
+        ControlRequest::Reconfigure(_) | ControlRequest::Snapshot => &[Role::Operator],
         // Whoever is of the cluster may know its state: clients route by it, nodes host by it, operators look at it. It
         // tells names, addresses and counts; no tenant's data.
         ControlRequest::Query(_) | ControlRequest::Watch { .. } => &Role::ALL,

@@ -250,7 +250,7 @@ impl Credentials {
         &self.clock
     }
 
-    pub(super) fn server(&self, alpn: &[&str]) -> Result<rustls::ServerConfig, CredentialsError> {
+    pub(super) fn server(&self, alpn: &[String]) -> Result<rustls::ServerConfig, CredentialsError> {
         let verifier =
             WebPkiClientVerifier::builder_with_provider(self.roots.clone(), Self::provider()).build()?;
         let mut config =
@@ -258,19 +258,19 @@ impl Credentials {
                 .with_protocol_versions(&[&rustls::version::TLS13])?
                 .with_client_cert_verifier(verifier)
                 .with_single_cert(self.chain.clone(), self.key.clone_key())?;
-        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        config.alpn_protocols = alpn.iter().map(|name| name.clone().into_bytes()).collect();
         // Connections live long; a ticket would save one round trip at the price of state that outlives a revocation.
         config.send_tls13_tickets = 0;
         Ok(config)
     }
 
-    pub(super) fn client(&self, alpn: &str) -> Result<rustls::ClientConfig, CredentialsError> {
+    pub(super) fn client(&self, alpn: &[String]) -> Result<rustls::ClientConfig, CredentialsError> {
         let mut config =
             rustls::ClientConfig::builder_with_details(Self::provider(), Arc::new(Clock(self.clock.clone())))
                 .with_protocol_versions(&[&rustls::version::TLS13])?
                 .with_root_certificates(self.roots.clone())
                 .with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
-        config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+        config.alpn_protocols = alpn.iter().map(|name| name.clone().into_bytes()).collect();
         config.resumption = Resumption::disabled();
         Ok(config)
     }

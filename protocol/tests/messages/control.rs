@@ -8,7 +8,7 @@ use roost_protocol::frame::Kind;
 use roost_protocol::ids::{Digest, Incarnation, ModelName, NodeId, RequestId, Revision, Term, Version};
 use roost_protocol::messages::control::{
     Answer, BundleRequest, BundleResponse, Change, ClusterSummary, ControlRequest, ControlResponse, Done,
-    Heartbeat, HeldFrom, Hello, MemberSummary, MembersSummary, ModelSummary, Outcome, Query, Reconfigure,
+    Heartbeat, HeldFrom, Hello, LevelSummary, MemberSummary, MembersSummary, ModelSummary, Outcome, Query, Reconfigure,
     Reconfigured, Rollout, RolloutEvent, RolloutEventKind, RolloutState, RolloutSummary, SoftUpdate,
     VersionStatistics, VersionSummary, WatchUpdate, Watched,
 };
@@ -91,6 +91,7 @@ fn requests() -> Vec<ControlRequest> {
             statistics: vec![statistics()],
         }),
         ControlRequest::Reconfigure(Reconfigure::TransferLeader { to: None }),
+        ControlRequest::Snapshot,
     ]
 }
 
@@ -168,6 +169,7 @@ fn queries() -> Vec<Query> {
         Query::Cluster,
         Query::Files(files().digest()),
         Query::Members,
+        Query::Level,
     ]
 }
 
@@ -178,6 +180,7 @@ fn responses() -> Vec<ControlResponse> {
         ControlResponse::Heard { term: Term(5), epoch: epoch(300) },
         ControlResponse::Failed(ControlError::NotLeader { leader: None }),
         ControlResponse::Reconfigured(Reconfigured::Changed),
+        ControlResponse::Snapshot { bytes: 1 << 20 },
     ]
 }
 
@@ -227,6 +230,7 @@ fn answers() -> Vec<Answer> {
         }),
         Answer::Files(FileList::clone(&files())),
         Answer::Members(members()),
+        Answer::Level(LevelSummary { level: 1, supported: [(NodeId(1), Some(2)), (NodeId(2), None)].into() }),
     ]
 }
 

@@ -124,5 +124,6 @@ fn command_errors() -> Vec<CommandError> {
         CommandError::AlreadyInitialised { cluster: cluster() },
         CommandError::NotInitialised,
         CommandError::RequestTooOld { sent: epoch(7), oldest: epoch(300), present: epoch(90_000) },
+        CommandError::LevelTooLow { needed: 2, level: 1 },
     ]
 }

@@ -38,6 +38,7 @@ macro_rules! variants {
 variants! {
     Kind {
         Hello, InferRequest, InferHeader, InferPart, InferTrailer, ControlRequest, ControlResponse, WatchUpdate,
+        SnapshotChunk,
         BundleRequest, BundleResponse, BundleChunk, RaftRequest, RaftResponse, RaftChunk,
     }
     DType { F16, Bf16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, Bool, String }
@@ -51,15 +52,15 @@ variants! {
     CommandError {
         UnknownModel, UnknownVersion, UnknownLabel, RolloutInProgress, NoRollout, AlreadyStable, NothingToUndo,
         BadSteps, RevisionMismatch, NotReady, NotReserved, TooFewHolders, BadManifest, LimitExceeded, NameTaken, IdTaken,
-        UnknownNode, AlreadyInitialised, NotInitialised, RequestTooOld,
+        UnknownNode, AlreadyInitialised, NotInitialised, RequestTooOld, LevelTooLow,
     }
     ControlError {
         Refused, NotLeader, NoQuorum, NotCoordinator, Forbidden, WrongCluster, ForeignCertificate, WrongNode,
         DigestMismatch, NoBundle, NotReserved, NotReady, LimitExceeded, Malformed, Storage, Unreachable,
         MembersNotReady, MembersRefused,
     }
-    ControlRequest { Change, Query, Watch, Heartbeat, Reconfigure }
-    ControlResponse { Done, Answer, Heard, Failed, Reconfigured }
+    ControlRequest { Change, Query, Watch, Heartbeat, Reconfigure, Snapshot }
+    ControlResponse { Done, Answer, Heard, Failed, Reconfigured, Snapshot }
     Reconfigure { Add, Change, TransferLeader }
     Reconfigured { Added, Changed, LedBy }
     Watched { All, Models }
@@ -68,8 +69,8 @@ variants! {
         Retain,
     }
     Outcome { Applied, Reserved, Pushed, Rerouted, Forgotten }
-    Query { Models, Versions, Rollout, Cluster, Files, Members }
-    Answer { Models, Versions, Rollout, Cluster, Files, Members }
+    Query { Models, Versions, Rollout, Cluster, Files, Members, Level }
+    Answer { Models, Versions, Rollout, Cluster, Files, Members, Level }
     RolloutState { Preparing, Running, Paused }
     RolloutEventKind { First, Started, Exposed, Paused, Resumed, Promoted, Aborted, Undone }
     WatchUpdate { View, Delta, Soft, Failed }

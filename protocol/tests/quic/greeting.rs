@@ -20,7 +20,9 @@ use roost_protocol::quic::{
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::party::{CA, CLUSTER, Ca, IN_2026, Listener, credentials, dialler, dialler_with, hello, within};
+use crate::party::{
+    CA, CLUSTER, Ca, IN_2026, Listener, credentials, dialler, dialler_with, endpoint_speaking, hello, within,
+};
 
 #[tokio::test]
 async fn both_sides_learn_who_the_other_is() {
@@ -169,13 +171,51 @@ async fn an_unknown_protocol_is_refused() {
     // A service of ours that this node does not offer.
     let dialler = dialler(&[Role::Coordinator]).await;
     let error = dialler.dial(&node.address, Service::Raft).await.unwrap_err();
-    assert!(matches!(&error, GreetError::Handshake { reason, .. } if is_about_protocols(reason)), "{error}");
-    node.greeted().await.unwrap_err();
+    let raft = |service: &Option<Service>| *service == Some(Service::Raft);
+    assert!(matches!(&error, GreetError::Protocol { service, .. } if raft(service)), "{error}");
+    assert!(matches!(node.greeted().await, Err(GreetError::Protocol { service: None, .. })));
     // A number that nobody speaks yet, and no protocol at all.
     for alpn in [vec![b"roost-control/999".to_vec()], vec![]] {
         let error = raw(&node, alpn).await.unwrap_err();
         assert!(is_about_protocols(&error.to_string()), "{error}");
         node.greeted().await.unwrap_err();
+    }
+}
+
+/// What the two sides speak, and what they agree on.
+#[tokio::test]
+async fn the_highest_protocol_that_both_speak_is_taken() {
+    for (theirs, ours, agreed) in [
+        (&[1][..], &[1][..], Some(1)),
+        // A build speaks its own and the one before: so do two neighbours, whichever is newer.
+        (&[2, 1], &[1], Some(1)),
+        (&[1], &[2, 1], Some(1)),
+        (&[2, 1], &[2, 1], Some(2)),
+        (&[3, 2], &[2, 1], Some(2)),
+        (&[2, 1], &[3, 2], Some(2)),
+        (&[3, 2], &[1], None),
+        (&[1], &[3, 2], None),
+    ] {
+        let mut node = Listener::speaking(theirs, &Service::ALL).await;
+        let credentials = CA.issue(&[Role::Coordinator, Role::Client], "anna");
+        let dialler = Dialler::new(endpoint_speaking(ours, &credentials, &[]).await, hello);
+        for service in Service::ALL {
+            match (dialler.dial(&node.address, service).await, agreed) {
+                (Ok(link), Some(number)) => {
+                    let accepted = node.greeted().await.unwrap();
+                    assert_eq!(
+                        (link.protocol, accepted.link.protocol, accepted.service),
+                        (number, number, service)
+                    );
+                }
+                (Err(GreetError::Protocol { address, service: refused, ours: spoken }), None) => {
+                    assert_eq!((address, refused, &spoken[..]), (node.address.clone(), Some(service), ours));
+                    let error = node.greeted().await.unwrap_err();
+                    assert!(matches!(&error, GreetError::Protocol { ours, .. } if ours == theirs), "{error}");
+                }
+                (other, _) => panic!("{theirs:?} and {ours:?}: {other:?}"),
+            }
+        }
     }
 }
 

@@ -106,6 +106,15 @@ pub async fn endpoint(credentials: &Credentials, services: &[Service]) -> Endpoi
         .expect("loopback has free ports")
 }
 
+/// An endpoint of a build that speaks other protocols.
+pub async fn endpoint_speaking(numbers: &[u16], credentials: &Credentials, services: &[Service]) -> Endpoint {
+    let (key, seed) = (&[7; 64], [1; 32]);
+    let network = Arc::new(TokioNetwork);
+    Endpoint::bind_speaking(numbers, network, "127.0.0.1:0", services, credentials, key, seed)
+        .await
+        .expect("loopback has free ports")
+}
+
 /// A dialler of the usual cluster.
 pub async fn dialler(roles: &[Role]) -> Dialler {
     dialler_with(&CA.issue(roles, "anna"), Hello { cluster: Some(CLUSTER), node: None }).await
@@ -135,7 +144,16 @@ impl Listener {
 
     /// A node that says what it is told to.
     pub async fn start_with(credentials: &Credentials, services: &[Service], hello: Hello) -> Self {
-        let endpoint = endpoint(credentials, services).await;
+        Self::on(endpoint(credentials, services).await, hello).await
+    }
+
+    /// A node that speaks the protocols `numbers`, the latest first.
+    pub async fn speaking(numbers: &[u16], services: &[Service]) -> Self {
+        let roles = [Role::Coordinator, Role::Worker, Role::Gateway];
+        Self::on(endpoint_speaking(numbers, &CA.issue(&roles, "a"), services).await, hello()).await
+    }
+
+    async fn on(endpoint: Endpoint, hello: Hello) -> Self {
         let address = endpoint.local_address().expect("it is bound").to_string();
         let (sender, greeted) = mpsc::unbounded_channel();
         let accepting = endpoint.clone();

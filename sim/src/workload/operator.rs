@@ -139,7 +139,7 @@ impl Operator<'_> {
             Answer::Models(models) => {
                 Return::Model(models.into_iter().find(|summary| summary.model == *model))
             }
-            Answer::Cluster(_) | Answer::Files(_) | Answer::Members(_) => return None,
+            Answer::Cluster(_) | Answer::Files(_) | Answer::Members(_) | Answer::Level(_) => return None,
         };
         Some((returned, None))
     }

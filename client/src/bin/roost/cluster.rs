@@ -4,11 +4,12 @@
 //! The leader is asked, since it alone knows what it heard a moment ago and what the nodes counted. When
 //! there is none, what the nodes last published is shown, and that it is no more than that.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Subcommand;
 use indicatif::HumanBytes;
-use roost_protocol::messages::control::{ClusterSummary, VersionStatistics};
+use roost_protocol::messages::control::{ClusterSummary, LevelSummary, VersionStatistics};
 use roost_protocol::view::{Hold, Liveness, NodeState, Published, SoftState, View};
 use roost_protocol::{ControlError, ModelName, NodeId, Version};
 use serde::Serialize;
@@ -17,6 +18,7 @@ use crate::hosting::{Hosting, hosting};
 use crate::members::{self, MembersCommand};
 use crate::output::Report;
 use crate::session::Session;
+use crate::snapshot::{self, SnapshotCommand};
 use crate::table::{Table, left, right};
 
 /// How long the leader is asked for: an election and then some. Whoever looks at a cluster in trouble should
@@ -31,6 +33,9 @@ pub enum ClusterCommand {
     /// Shows and changes who coordinates
     #[command(subcommand)]
     Members(MembersCommand),
+    /// Keeps the replicated state in a file
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
 }
 
 /// A cluster's state.
@@ -42,6 +47,10 @@ struct Status {
     leader: Option<String>,
     /// Why the leader could not be asked; what follows is what the nodes last published then.
     leader_error: Option<String>,
+    /// The level of the replicated state; none when the leader was not asked.
+    level: Option<u32>,
+    /// The level that each coordinator obeys, by name; none where it does not say.
+    levels_obeyed: BTreeMap<String, Option<u32>>,
     /// Whether the leader has listened for long enough to know who is alive.
     settled: bool,
     coordinators: Vec<CoordinatorLine>,
@@ -94,6 +103,8 @@ pub async fn run(session: &Session, command: ClusterCommand) -> anyhow::Result<(
     match command {
         ClusterCommand::Status => status(session).await,
         ClusterCommand::Members(command) => members::run(session, command).await,
+        ClusterCommand::Snapshot(SnapshotCommand::Save { file }) => snapshot::save(session, &file).await,
+        ClusterCommand::Snapshot(SnapshotCommand::Status { file }) => snapshot::status(&file, session.output),
     }
 }
 
@@ -105,14 +116,26 @@ async fn status(session: &Session) -> anyhow::Result<()> {
         let reason = format!("no answer from a leader within {} ms", within.as_millis());
         Err(ControlError::NoQuorum { reason })
     });
+    // Of a leader that answered: without one there is nobody to ask.
+    let level = match &asked {
+        Ok(_) => {
+            tokio::time::timeout(within, session.client.control().level()).await.ok().and_then(Result::ok)
+        }
+        Err(_) => None,
+    };
     let published = session.published();
     let view =
         published.view.as_ref().ok_or_else(|| anyhow::anyhow!("no view of the cluster has arrived"))?;
-    Ok(session.output.print(&Status::of(view, &published, asked.as_ref()))?)
+    Ok(session.output.print(&Status::of(view, &published, asked.as_ref(), level.as_ref()))?)
 }
 
 impl Status {
-    fn of(view: &View, published: &Published, asked: Result<&ClusterSummary, &ControlError>) -> Self {
+    fn of(
+        view: &View,
+        published: &Published,
+        asked: Result<&ClusterSummary, &ControlError>,
+        level: Option<&LevelSummary>,
+    ) -> Self {
         let summary = asked.ok();
         let soft: &SoftState = summary.map_or(&published.soft, |summary| &summary.soft);
         let leader = summary.map(|summary| summary.leader);
@@ -134,6 +157,8 @@ impl Status {
                 let known = view.coordinators.get(&id);
                 known.map_or_else(|| format!("node {id}"), |coordinator| coordinator.name.to_string())
             }),
+            level: level.map(|level| level.level),
+            levels_obeyed: level.map(|level| obeyed(view, level)).unwrap_or_default(),
             leader_error: asked.err().map(ToString::to_string),
             settled: soft.settled,
             coordinators,
@@ -169,6 +194,15 @@ impl WorkerLine {
     }
 }
 
+/// The level that each coordinator obeys, by name.
+fn obeyed(view: &View, level: &LevelSummary) -> BTreeMap<String, Option<u32>> {
+    let name = |id: &NodeId| {
+        let known = view.coordinators.get(id);
+        known.map_or_else(|| format!("node {id}"), |coordinator| coordinator.name.to_string())
+    };
+    level.supported.iter().map(|(id, level)| (name(id), *level)).collect()
+}
+
 fn version_lines(view: &View, soft: &SoftState, summary: Option<&ClusterSummary>) -> Vec<VersionLine> {
     let ring = view.ring();
     let hosted = view.models.iter().flat_map(|(name, model)| model.versions.iter().map(move |v| (name, v)));
@@ -197,7 +231,8 @@ impl Report for Status {
         let head = match (&self.leader, &self.leader_error) {
             (Some(leader), _) => {
                 let settled = if self.settled { "" } else { ", which has not heard all nodes yet" };
-                format!("cluster {cluster}, epoch {epoch}, led by {leader} in term {term}{settled}\n")
+                let level = self.level_line();
+                format!("cluster {cluster}, epoch {epoch}, led by {leader} in term {term}{settled}\n{level}")
             }
             (None, error) => format!(
                 "cluster {cluster}, epoch {epoch}, last heard of in term {term}\n\
@@ -212,6 +247,19 @@ impl Report for Status {
 }
 
 impl Status {
+    /// The level, and who keeps it from rising; nothing when it is not known.
+    fn level_line(&self) -> String {
+        let Some(level) = self.level else { return String::new() };
+        let said = |obeyed: Option<u32>| obeyed.map_or("unknown".to_owned(), |obeyed| obeyed.to_string());
+        let differing = self.levels_obeyed.iter().filter(|(_, obeyed)| **obeyed != Some(level));
+        let differing: Vec<String> =
+            differing.map(|(name, obeyed)| format!("{name} {}", said(*obeyed))).collect();
+        match differing.as_slice() {
+            [] => format!("level {level}, which all coordinators obey\n"),
+            others => format!("level {level}; obeyed elsewhere: {}\n", others.join(", ")),
+        }
+    }
+
     fn coordinator_table(&self) -> String {
         let mut table = Table::new([left("COORDINATOR"), left("ADDRESS"), left("ROLE")]);
         for line in &self.coordinators {
@@ -303,9 +351,12 @@ mod tests {
         let published = example::published();
         let view = published.view.clone().unwrap();
         let summary = example::cluster();
-        let status = Status::of(&view, &published, Ok(&summary));
+        let level =
+            LevelSummary { level: 1, supported: view.coordinators.keys().map(|id| (*id, Some(1))).collect() };
+        let status = Status::of(&view, &published, Ok(&summary), Some(&level));
         expect_test::expect![[r#"
             cluster 0000000000000000000000000000feed, epoch 1.42, led by b in term 3
+            level 1, which all coordinators obey
 
             COORDINATOR  ADDRESS        ROLE
             a            10.0.1.0:7401  voter
@@ -349,11 +400,26 @@ mod tests {
     }
 
     #[test]
+    fn who_keeps_the_level_from_rising_is_seen() {
+        let published = example::published();
+        let view = published.view.clone().unwrap();
+        let ids: Vec<NodeId> = view.coordinators.keys().copied().collect();
+        let supported = ids.iter().copied().zip([Some(2), Some(1), None]).collect();
+        let level = LevelSummary { level: 1, supported };
+        assert_eq!(level.attainable(), None);
+        let text = Status::of(&view, &published, Ok(&example::cluster()), Some(&level)).text();
+        assert_eq!(text.lines().nth(1), Some("level 1; obeyed elsewhere: a 2, c unknown"));
+        let all =
+            LevelSummary { level: 1, supported: ids.into_iter().zip([Some(2), Some(3), Some(2)]).collect() };
+        assert_eq!(all.attainable(), Some(2));
+    }
+
+    #[test]
     fn without_a_leader_the_view_is_shown() {
         let published = example::published();
         let view = published.view.clone().unwrap();
         let error = ControlError::NoQuorum { reason: "2 of 3 coordinators do not answer".to_owned() };
-        let text = Status::of(&view, &published, Err(&error)).text();
+        let text = Status::of(&view, &published, Err(&error), None).text();
         let first_lines: Vec<_> = text.lines().take(7).collect();
         expect_test::expect![[r#"
             cluster 0000000000000000000000000000feed, epoch 1.42, last heard of in term 3
@@ -371,7 +437,7 @@ mod tests {
         let mut view = (*published.view.clone().unwrap()).clone();
         view.nodes.clear();
         view.models.clear();
-        let text = Status::of(&view, &Published::default(), Ok(&example::cluster())).text();
+        let text = Status::of(&view, &Published::default(), Ok(&example::cluster()), None).text();
         assert!(text.ends_with(
             "no worker has joined yet\n\nno version is hosted; `roost push MODEL FOLDER` makes one\n"
         ));

@@ -1,7 +1,8 @@
 //! `roost`: the command line of a Roost cluster.
 //!
 //! In reading order: [`arguments`] is the grammar; [`profile`] and [`session`] lead to the cluster;
-//! [`push`], [`models`], [`rollout`], [`infer`], [`cluster`], [`members`], [`node`] and [`certs`] are the commands; [`output`],
+//! [`push`], [`models`], [`rollout`], [`infer`], [`cluster`], [`members`], [`node`], [`snapshot`] and [`certs`] are the
+//! commands; [`output`],
 //! [`table`] and [`moment`] say how their reports are printed, [`failure`] what is printed instead. Reports
 //! are made by pure functions of what the cluster answered, so that they are tested without one.
 
@@ -22,6 +23,7 @@ mod profile;
 mod push;
 mod rollout;
 mod session;
+mod snapshot;
 mod table;
 
 use std::io::IsTerminal as _;
@@ -32,8 +34,10 @@ use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
 use arguments::{Arguments, Command, OnCluster};
+use cluster::ClusterCommand;
 use failure::usage;
 use session::{Global, Session};
+use snapshot::SnapshotCommand;
 
 fn main() -> ExitCode {
     let done = start_log().and_then(|()| run(Arguments::parse()));
@@ -52,6 +56,10 @@ fn start_log() -> anyhow::Result<()> {
 
 fn run(Arguments { global, command }: Arguments) -> anyhow::Result<()> {
     match command {
+        // Without the cluster: the file may be all that is left of it.
+        Command::OnCluster(OnCluster::Cluster(ClusterCommand::Snapshot(SnapshotCommand::Status {
+            file,
+        }))) => snapshot::status(&file, global.output),
         Command::Certs(command) => certs::run(&command, global.output),
         Command::OnCluster(command) => {
             // One thread is enough for one command, and starts sooner than many.

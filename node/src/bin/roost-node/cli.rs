@@ -42,6 +42,14 @@ pub enum Command {
         #[arg(long)]
         demo: bool,
     },
+    #[cfg(feature = "coordinator")]
+    /// Makes a stopped coordinator a group of one, after the loss of a quorum or from a snapshot.
+    #[command(
+        after_help = "Example:\n  roost-node recover --config cluster.toml --name c1 --force-new-group\n\n\
+        The database is copied before it is changed. Epochs go on in a raised generation, so that clients and\n\
+        workers follow the new group and nobody follows what may be left of the old one."
+    )]
+    Recover(roost_node::start::recover::RecoverOptions),
     #[cfg(feature = "native")]
     /// Runs a model alone: compares with test data, measures.
     Run(crate::command::run::RunOptions),

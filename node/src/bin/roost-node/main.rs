@@ -18,13 +18,15 @@ fn main() -> ExitCode {
         (Some(Command::Dev { data, models, port, demo }), _) => {
             roost_node::dev::main(roost_node::dev::DevOptions { data, models, port, demo }).map(success)
         }
+        #[cfg(feature = "coordinator")]
+        (Some(Command::Recover(options)), _) => roost_node::start::recover::main(&options).map(success),
         #[cfg(feature = "native")]
         (Some(Command::Run(options)), _) => command::run::main(&options).map(exit_code),
         #[cfg(feature = "native")]
         (Some(Command::Inspect(options)), _) => command::inspect::main(&options).map(exit_code),
         #[cfg(feature = "native")]
         (Some(Command::Conformance(options)), _) => command::conformance::main(&options).map(exit_code),
-        #[cfg(not(any(feature = "dev", feature = "native")))]
+        #[cfg(not(any(feature = "coordinator", feature = "dev", feature = "native")))]
         (Some(command), _) => match command {},
         (None, Some(NodeArguments { config, name })) => {
             roost_node::process::main(&config, &name).map(success)
