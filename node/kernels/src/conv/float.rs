@@ -5,7 +5,8 @@ use crate::conv::shape::{Line, Span, chunks, lines};
 use crate::conv::{ConvShape, ShapeError};
 use crate::elementwise::UnaryKernel;
 use crate::gemm::tile::{Clamp, Taps, TileArgs};
-use crate::gemm::{Epilogue, Gemm, Matrix, RowsMut, cut, extent, pack_columns, packed_columns};
+use crate::gemm::{Epilogue, Gemm, Matrix, RowsMut, cut, extent, packed_columns};
+use crate::prefetch::Ahead;
 use crate::table::Kernels;
 
 /// The images that a convolution reads.
@@ -63,6 +64,21 @@ impl Conv {
         &self.shape
     }
 
+    /// Rows (pixels) and columns (filters) of the tile that most of it runs on; `None` for a depthwise convolution, which has
+    /// no tiles.
+    pub fn tile(&self, images: usize) -> Option<[usize; 2]> {
+        if self.as_gemm().is_some() {
+            return Some(self.gemm().tile(images * self.shape.pixels()));
+        }
+        let tiles = self.kernels.tiles();
+        let longest = self.shape.longest_line(self.output);
+        let planned = tiles.widest(self.output[0].max(self.output[1]), 1);
+        let (w, _) = width_at(tiles, planned, self.shape.filters / self.shape.groups);
+        let most = tiles.rows(w).min(tiles.rows(1));
+        let rows = longest.div_ceil(longest.div_ceil(most).max(1));
+        (!self.shape.is_depthwise()).then_some([rows, tiles.lanes << w])
+    }
+
     /// Elements of the packed weights.
     pub fn packed_len(&self) -> usize {
         if self.shape.is_depthwise() {
@@ -91,20 +107,61 @@ impl Conv {
         }
         let tiles = self.kernels.tiles();
         let per_group = filters / groups;
-        let mut at = 0;
-        let mut row = [0.0; 64];
+        let mut rest = packed;
         for group in 0..groups {
             for first in (0..per_group).step_by(tiles.panel()) {
                 let cols = tiles.panel().min(per_group - first);
                 let width = if cols <= tiles.lanes { tiles.lanes } else { tiles.panel() };
-                for tap in 0..taps {
-                    for channel in 0..depth {
-                        for (c, value) in row[..cols].iter_mut().enumerate() {
-                            let filter = group * per_group + first + c;
-                            *value = weights[(filter * depth + channel) * taps + tap];
+                let (panel, after) = rest.split_at_mut(width * taps * depth);
+                rest = after;
+                let from = &weights[(group * per_group + first) * depth * taps..][..cols * depth * taps];
+                if taps == 1 {
+                    crate::transpose(from, depth, cols, depth, panel, width);
+                } else {
+                    // Read in order: weights may come from a file that was never in a cache.
+                    for (c, filter) in from.chunks_exact(depth * taps).enumerate() {
+                        for (channel, values) in filter.chunks_exact(taps).enumerate() {
+                            for (tap, value) in values.iter().enumerate() {
+                                panel[(tap * depth + channel) * width + c] = *value;
+                            }
                         }
-                        pack_columns(&row[..cols], &mut packed[at..at + width]);
-                        at += width;
+                    }
+                }
+                if cols < width {
+                    panel.chunks_exact_mut(width).for_each(|row| row[cols..].fill(0.0));
+                }
+            }
+        }
+    }
+
+    /// The weights that [`Self::pack`] packed.
+    ///
+    /// # Panics
+    /// When a length is not what the shape says.
+    pub fn unpack(&self, packed: &[f32], weights: &mut [f32]) {
+        let ConvShape { channels, filters, groups, .. } = self.shape;
+        let (taps, depth) = (self.shape.taps(), channels / groups);
+        assert_eq!(weights.len(), filters * depth * taps, "the weights' length");
+        assert_eq!(packed.len(), self.packed_len(), "the packed weights' length");
+        if self.shape.is_depthwise() {
+            for (i, value) in packed.iter().enumerate() {
+                weights[i % channels * taps + i / channels] = *value;
+            }
+            return;
+        }
+        let tiles = self.kernels.tiles();
+        let per_group = filters / groups;
+        let mut rest = packed;
+        for group in 0..groups {
+            for first in (0..per_group).step_by(tiles.panel()) {
+                let cols = tiles.panel().min(per_group - first);
+                let width = if cols <= tiles.lanes { tiles.lanes } else { tiles.panel() };
+                let (panel, after) = rest.split_at(width * taps * depth);
+                rest = after;
+                for (i, row) in panel.chunks_exact(width).enumerate() {
+                    for (c, value) in row[..cols].iter().enumerate() {
+                        let filter = group * per_group + first + c;
+                        weights[(filter * depth + i % depth) * taps + i / depth] = *value;
                     }
                 }
             }
@@ -286,11 +343,21 @@ impl Job<'_> {
                         weights: group * self.conv.group_len() + column * k,
                         merge,
                     };
+                    let next = self.packed.as_ptr().wrapping_add(panel.weights + (tiles.lanes << w) * k);
+                    let bytes = panel_width * k * size_of::<f32>();
+                    let last = column + (tiles.lanes << w) >= per_group;
+                    let lines = chunk.images.len() * chunk.rows.len();
+                    let mut ahead = Ahead::new(
+                        next.cast(),
+                        if last { 0 } else { bytes },
+                        lines,
+                        size_of_val(self.packed),
+                    );
                     for image in chunk.images.clone() {
                         for y in shape.y.spans(chunk.rows.clone()) {
                             for x in shape.x.spans(0..width) {
                                 // SAFETY: as the function; spans say which taps lie within the image.
-                                unsafe { self.region(image, y, x, panel) };
+                                unsafe { self.region(image, y, x, panel, &mut ahead) };
                             }
                         }
                     }
@@ -304,7 +371,7 @@ impl Job<'_> {
     ///
     /// # Safety
     /// As [`Self::dense`]; the outputs of `y` and `x` see their taps.
-    unsafe fn region(&self, image: usize, y: Span, x: Span, panel: Panel) {
+    unsafe fn region(&self, image: usize, y: Span, x: Span, panel: Panel, ahead: &mut Ahead) {
         let shape = &self.conv.shape;
         let tiles = self.conv.kernels.tiles();
         let depth = shape.channels / shape.groups;
@@ -336,6 +403,7 @@ impl Job<'_> {
             clamp: self.clamp,
         };
         for line in lines(y, x) {
+            ahead.step();
             // SAFETY: as the function; a line is of its region.
             unsafe { self.line(image, &line, [y.low, x.low], panel, args) };
         }

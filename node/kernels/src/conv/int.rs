@@ -49,6 +49,19 @@ impl QConv {
         self.output
     }
 
+    /// Rows (pixels) and columns (filters) of the tile that most of it runs on; `None` for a depthwise convolution, which has
+    /// no tiles.
+    pub fn tile(&self, images: usize) -> Option<[usize; 2]> {
+        let tiles = self.kernels.qtiles();
+        let pointwise = self.shape.is_pointwise() && self.shape.groups == 1;
+        let longest =
+            if pointwise { images * self.shape.pixels() } else { self.shape.longest_line(self.output) };
+        let planned = tiles.widest(longest);
+        let w = tiles.width_at(planned, self.shape.filters / self.shape.groups);
+        let rows = longest.div_ceil(longest.div_ceil(tiles.by_width[planned].len()).max(1));
+        (!self.shape.is_depthwise()).then_some([rows, tiles.lanes << w])
+    }
+
     /// Bytes of the packed weights.
     pub fn packed_len(&self) -> usize {
         if self.shape.is_depthwise() {
@@ -106,6 +119,41 @@ impl QConv {
                                 packed[at] =
                                     if inside { weights[(filter * depth + channel) * taps + tap] } else { 0 };
                                 at += 1;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The weights that [`Self::pack`] packed.
+    ///
+    /// # Panics
+    /// When a length is not what the shape says.
+    pub fn unpack(&self, packed: &[i8], weights: &mut [i8]) {
+        let ConvShape { channels, filters, groups, .. } = self.shape;
+        let (taps, depth, per_group) = (self.shape.taps(), channels / groups, filters / groups);
+        assert_eq!(weights.len(), filters * depth * taps, "the weights' length");
+        assert_eq!(packed.len(), self.packed_len(), "the packed weights' length");
+        if self.shape.is_depthwise() {
+            for (i, value) in packed.iter().enumerate() {
+                weights[i % channels * taps + i / channels] = *value;
+            }
+            return;
+        }
+        let tiles = self.kernels.qtiles();
+        let mut values = packed.iter();
+        for group in 0..groups {
+            for (first, width) in panels(tiles, per_group) {
+                for tap in 0..taps {
+                    for c0 in (0..depth).step_by(tiles.group) {
+                        for column in first..first + width {
+                            for (channel, value) in (c0..c0 + tiles.group).zip(&mut values) {
+                                if column < per_group && channel < depth {
+                                    let filter = group * per_group + column;
+                                    weights[(filter * depth + channel) * taps + tap] = *value;
+                                }
                             }
                         }
                     }

@@ -184,6 +184,12 @@ impl ConvShape {
         self.y.is_identity() && self.x.is_identity()
     }
 
+    /// The longest line of outputs that see the same taps.
+    pub(crate) fn longest_line(&self, output: [usize; 2]) -> usize {
+        let longest = |window: Window, outputs: usize| window.spans(0..outputs).map(|span| span.len()).max();
+        longest(self.y, output[0]).max(longest(self.x, output[1])).unwrap_or(0)
+    }
+
     /// Pixels of an input image.
     pub(crate) fn pixels(&self) -> usize {
         self.y.size * self.x.size

@@ -342,3 +342,25 @@ fn pools_take_their_windows() {
         }
     }
 }
+
+#[test]
+fn packed_weights_can_be_had_back() {
+    for shape in shapes() {
+        let count = shape.filters * shape.channels / shape.groups * shape.taps();
+        let floats = noise(count, 7);
+        let bytes: Vec<i8> = (0..count).map(|i| (i * 37 % 251) as i8).collect();
+        for kernels in kernels() {
+            let name = kernels.isa();
+            let conv = kernels.conv(shape).expect("a sound shape");
+            let mut found = vec![f32::NAN; count];
+            conv.unpack(&packed(&conv, &floats), &mut found);
+            assert_eq!(found, floats, "{name} {shape:?}");
+            let conv = kernels.qconv(shape, Sign::Unsigned).expect("a sound shape");
+            let (mut packed, mut sums) = (vec![0; conv.packed_len()], vec![0; conv.sums_len()]);
+            conv.pack(&bytes, &mut packed, &mut sums);
+            let mut found = vec![0; count];
+            conv.unpack(&packed, &mut found);
+            assert_eq!(found, bytes, "{name} {shape:?}");
+        }
+    }
+}
