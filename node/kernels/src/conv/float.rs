@@ -1,7 +1,7 @@
 //! Convolution in f32: dense and grouped on the GEMM's tiles, depthwise on a kernel of its own.
 
 use crate::conv::depthwise::DepthwiseArgs;
-use crate::conv::shape::{Line, Span, chunks, lines};
+use crate::conv::shape::{Along, Line, Span, across, chunks, lines};
 use crate::conv::{ConvShape, ShapeError};
 use crate::elementwise::UnaryKernel;
 use crate::gemm::tile::{Clamp, Taps, TileArgs};
@@ -71,12 +71,27 @@ impl Conv {
             return Some(self.gemm().tile(images * self.shape.pixels()));
         }
         let tiles = self.kernels.tiles();
+        let together = chunks(&self.shape, images, self.output[0], size_of::<f32>()).next();
+        let together = together.map_or(0, |chunk| chunk.images.len());
+        let (w, _) = width_at(tiles, self.widest(together), self.shape.filters / self.shape.groups);
         let longest = self.shape.longest_line(self.output);
-        let planned = tiles.widest(self.output[0].max(self.output[1]), 1);
-        let (w, _) = width_at(tiles, planned, self.shape.filters / self.shape.groups);
+        let rows = if self.short(together) { together } else { longest };
         let most = tiles.rows(w).min(tiles.rows(1));
-        let rows = longest.div_ceil(longest.div_ceil(most).max(1));
+        let rows = rows.div_ceil(rows.div_ceil(most).max(1));
         (!self.shape.is_depthwise()).then_some([rows, tiles.lanes << w])
+    }
+
+    /// Whether even the longest lines of images are short, and most tiles have a row for each of so many images.
+    fn short(&self, images: usize) -> bool {
+        let longest = self.shape.longest_line(self.output);
+        let square = Span { first: 0, end: longest, low: 0, high: 0 };
+        across(square, square, images)
+    }
+
+    /// The width of tiles, as a power of two, for chunks of so many images.
+    fn widest(&self, images: usize) -> usize {
+        let rows = if self.short(images) { images } else { self.output[0].max(self.output[1]) };
+        self.kernels.tiles().widest(rows, 1)
     }
 
     /// Elements of the packed weights.
@@ -311,10 +326,10 @@ impl Job<'_> {
     /// From an output of a line to the next: elements of the input, rows of the output.
     fn step(&self, line: &Line) -> (usize, usize) {
         let shape = &self.conv.shape;
-        if line.down {
-            (shape.y.stride * self.strides.row, self.conv.output[1])
-        } else {
-            (shape.x.stride * self.strides.pixel, 1)
+        match line.along {
+            Along::Column => (shape.y.stride * self.strides.row, self.conv.output[1]),
+            Along::Row => (shape.x.stride * self.strides.pixel, 1),
+            Along::Images => (self.strides.image, self.conv.output[0] * self.conv.output[1]),
         }
     }
 
@@ -328,8 +343,9 @@ impl Job<'_> {
         // A row of taps is one run where pixels lie without gaps.
         let merge = shape.x.dilation == 1 && self.strides.channel == 1 && self.strides.pixel == depth;
         let [height, width] = self.conv.output;
-        let planned = tiles.widest(height.max(width), 1);
         for chunk in chunks(shape, self.images, height, size_of::<f32>()) {
+            let images = chunk.images.len();
+            let planned = self.conv.widest(images);
             for group in 0..shape.groups {
                 let mut column = 0;
                 while column < per_group {
@@ -353,11 +369,13 @@ impl Job<'_> {
                         lines,
                         size_of_val(self.packed),
                     );
-                    for image in chunk.images.clone() {
-                        for y in shape.y.spans(chunk.rows.clone()) {
-                            for x in shape.x.spans(0..width) {
+                    for y in shape.y.spans(chunk.rows.clone()) {
+                        for x in shape.x.spans(0..width) {
+                            let together = across(y, x, images).then_some(images);
+                            let each = if together.is_some() { 1 } else { images };
+                            for image in chunk.images.clone().take(each) {
                                 // SAFETY: as the function; spans say which taps lie within the image.
-                                unsafe { self.region(image, y, x, panel, &mut ahead) };
+                                unsafe { self.region(image, together, y, x, panel, &mut ahead) };
                             }
                         }
                     }
@@ -367,11 +385,19 @@ impl Job<'_> {
         }
     }
 
-    /// A region of an image, for the filters of a panel.
+    /// A region of an image, or of as many as `together` says from it on, for the filters of a panel.
     ///
     /// # Safety
     /// As [`Self::dense`]; the outputs of `y` and `x` see their taps.
-    unsafe fn region(&self, image: usize, y: Span, x: Span, panel: Panel, ahead: &mut Ahead) {
+    unsafe fn region(
+        &self,
+        image: usize,
+        together: Option<usize>,
+        y: Span,
+        x: Span,
+        panel: Panel,
+        ahead: &mut Ahead,
+    ) {
         let shape = &self.conv.shape;
         let tiles = self.conv.kernels.tiles();
         let depth = shape.channels / shape.groups;
@@ -402,7 +428,7 @@ impl Job<'_> {
             residual_row: 0,
             clamp: self.clamp,
         };
-        for line in lines(y, x) {
+        for line in lines(y, x, together) {
             ahead.step();
             // SAFETY: as the function; a line is of its region.
             unsafe { self.line(image, &line, [y.low, x.low], panel, args) };
@@ -449,7 +475,7 @@ impl Job<'_> {
         for image in 0..self.images {
             for y in shape.y.spans(0..self.conv.output[0]) {
                 for x in shape.x.spans(0..self.conv.output[1]) {
-                    for line in lines(y, x) {
+                    for line in lines(y, x, None) {
                         let (from, to) = self.place(image, &line, [y.low, x.low]);
                         let (step_in, step_out) = self.step(&line);
                         let args = DepthwiseArgs {

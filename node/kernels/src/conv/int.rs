@@ -4,7 +4,7 @@
 //! offsets depend on the taps that a region sees; they are summed up per region from the sums of each tap.
 
 use crate::conv::depthwise::QDepthwiseArgs;
-use crate::conv::shape::{Line, Span, chunks, lines};
+use crate::conv::shape::{Along, Line, Span, across, chunks, lines};
 use crate::conv::{ConvShape, ShapeError};
 use crate::elementwise::UnaryKernel;
 use crate::gemm::tile::Taps;
@@ -54,8 +54,14 @@ impl QConv {
     pub fn tile(&self, images: usize) -> Option<[usize; 2]> {
         let tiles = self.kernels.qtiles();
         let pointwise = self.shape.is_pointwise() && self.shape.groups == 1;
-        let longest =
-            if pointwise { images * self.shape.pixels() } else { self.shape.longest_line(self.output) };
+        let line = self.shape.longest_line(self.output);
+        let square = Span { first: 0, end: line, low: 0, high: 0 };
+        let together = chunks(&self.shape, images, self.output[0], 1).next().map_or(0, |c| c.images.len());
+        let longest = match () {
+            () if pointwise => images * self.shape.pixels(),
+            () if across(square, square, together) => together,
+            () => line,
+        };
         let planned = tiles.widest(longest);
         let w = tiles.width_at(planned, self.shape.filters / self.shape.groups);
         let rows = longest.div_ceil(longest.div_ceil(tiles.by_width[planned].len()).max(1));
@@ -212,7 +218,7 @@ impl QConv {
             let span = Span { first: 0, end: pixels, low: 0, high: 1 };
             let block = row_block(input.stride, pixels);
             for first in (0..pixels).step_by(block) {
-                let line = Line { y: 0, x: first, count: block.min(pixels - first), down: false };
+                let line = Line { y: 0, x: first, count: block.min(pixels - first), along: Along::Row };
                 // SAFETY: all slices were checked above; pixel r of the output sees pixel r of the input.
                 unsafe { job.region(0, std::iter::once(line), span, span, offsets) };
             }
@@ -222,14 +228,17 @@ impl QConv {
             for y in shape.y.spans(chunk.rows.clone()) {
                 for x in shape.x.spans(0..self.output[1]) {
                     self.fold(sums, [y.low, y.high], [x.low, x.high], zero, bias, offsets);
-                    for image in chunk.images.clone() {
+                    let images = chunk.images.len();
+                    let together = (!shape.is_depthwise() && across(y, x, images)).then_some(images);
+                    let each = if together.is_some() { 1 } else { images };
+                    for image in chunk.images.clone().take(each) {
                         // SAFETY: all slices were checked above; outputs of a region see its taps, within the
-                        // image.
+                        // image; with `together`, `images` images follow from the first.
                         unsafe {
                             if shape.is_depthwise() {
                                 job.depthwise(image, y, x, bias);
                             } else {
-                                job.region(image, lines(y, x), y, x, offsets);
+                                job.region(image, lines(y, x, together), y, x, offsets);
                             }
                         }
                     }
@@ -297,10 +306,10 @@ impl Job<'_> {
             + shape.y.input(line.y, taps[0]) * row
             + shape.x.input(line.x, taps[1]) * self.input.stride;
         let to = (image * height + line.y) * width + line.x;
-        if line.down {
-            (from, to, shape.y.stride * row, width)
-        } else {
-            (from, to, shape.x.stride * self.input.stride, 1)
+        match line.along {
+            Along::Column => (from, to, shape.y.stride * row, width),
+            Along::Row => (from, to, shape.x.stride * self.input.stride, 1),
+            Along::Images => (from, to, shape.y.size * row, height * width),
         }
     }
 
@@ -386,7 +395,7 @@ impl Job<'_> {
     unsafe fn depthwise(&self, image: usize, y: Span, x: Span, bias: Option<&[i32]>) {
         let shape = &self.conv.shape;
         let channels = shape.channels;
-        for line in lines(y, x) {
+        for line in lines(y, x, None) {
             let (from, to, step_in, step_out) = self.place(image, &line, [y.low, x.low]);
             // SAFETY: row `to` of the output exists, as the caller says.
             let out = unsafe { self.out.at(to, 0) };
