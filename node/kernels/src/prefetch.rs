@@ -14,9 +14,13 @@ impl Ahead {
     /// Weights of less are in L2 anyway.
     const LEAST_BYTES: usize = 256 << 10;
 
-    /// `bytes` at `next`, in shares for `tiles` tiles; nothing where `all` weights are few.
+    /// With fewer tiles, shares are so large that they hold up the loads that are wanted now; and weights that are read once
+    /// come as fast as memory gives them.
+    const LEAST_TILES: usize = 4;
+
+    /// `bytes` at `next`, in shares for `tiles` tiles; nothing where `all` weights are few, or tiles.
     pub(crate) fn new(next: *const u8, bytes: usize, tiles: usize, all: usize) -> Self {
-        let left = if all < Self::LEAST_BYTES { 0 } else { bytes };
+        let left = if all < Self::LEAST_BYTES || tiles < Self::LEAST_TILES { 0 } else { bytes };
         Self { next, left, share: left.div_ceil(tiles.max(1)).next_multiple_of(64) }
     }
 

@@ -117,6 +117,22 @@ fn a_batch_in_parts_gives_the_bits_of_its_rows() {
 }
 
 #[test]
+fn a_plan_names_the_tiles_of_each_instruction_set() {
+    for isa in Isa::available() {
+        let program = places::program(&places::model("digits_v2_conv"), Some(*isa));
+        let plan = inspect::plan(&program, &[vec![8, 1, 8, 8]]).expect("it plans").expect("a plan");
+        let kernel = |op: &str| &plan.steps.iter().find(|step| step.op == op).expect("a step").kernel;
+        for (op, family) in [("Conv NHWC", "conv.stem"), ("Linear", "gemm")] {
+            let words: Vec<&str> = kernel(op).split(' ').collect();
+            let &[found, on, tile] = &words[..] else { panic!("{words:?}") };
+            assert_eq!((found, on), (family, isa.name()));
+            let sizes: Vec<usize> = tile.split('x').filter_map(|size| size.parse().ok()).collect();
+            assert!(sizes.len() == 2 && sizes.iter().all(|size| (1..=64).contains(size)), "{tile}");
+        }
+    }
+}
+
+#[test]
 fn a_weight_that_was_freed_comes_back_for_a_reader_of_its_bytes() {
     let program = places::program(&places::model("digits_v2_conv"), None);
     let inputs = inputs("digits_v2_conv", 2);
