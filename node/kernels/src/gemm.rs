@@ -10,11 +10,11 @@ pub(crate) mod tile;
 
 pub(crate) use epilogue::extent;
 pub use epilogue::{Activation, Epilogue, Rows};
-pub(crate) use pack::pack_columns;
 use pack::{copy_rows, pack_b};
 
 use crate::elementwise::UnaryKernel;
 use crate::gemm::tile::{Clamp, Taps, TileArgs, Tiles};
+use crate::prefetch::Ahead;
 use crate::table::Kernels;
 
 /// Depth of a pass. Longer ones read and write C less often; a panel of B (32 columns × 1024 × 4 = 128 KiB) still
@@ -104,6 +104,32 @@ impl Gemm {
         b.check(self.k, self.n);
         assert_eq!(packed.len(), self.packed_len(), "the packed weights' length");
         pack_b(b, self.k, self.n, self.kernels.tiles().panel(), self.kernels.tiles().lanes, packed);
+    }
+
+    /// Hands over every element of a packed B: row, column, value.
+    ///
+    /// # Panics
+    /// When `packed` is not [`Self::packed_len`] long.
+    pub fn unpack(&self, packed: &[f32], mut put: impl FnMut(usize, usize, f32)) {
+        assert_eq!(packed.len(), self.packed_len(), "the packed weights' length");
+        let tiles = self.kernels.tiles();
+        let mut rest = packed;
+        for first in (0..self.n).step_by(tiles.panel()) {
+            let cols = tiles.panel().min(self.n - first);
+            let width = if cols <= tiles.lanes { tiles.lanes } else { tiles.panel() };
+            let (panel, after) = rest.split_at(width * self.k);
+            rest = after;
+            for (p, row) in panel.chunks_exact(width).enumerate() {
+                row[..cols].iter().enumerate().for_each(|(c, value)| put(p, first + c, *value));
+            }
+        }
+    }
+
+    /// Rows and columns of the tile that most of a product of m rows runs on.
+    pub fn tile(&self, m: usize) -> [usize; 2] {
+        let tiles = self.kernels.tiles();
+        let w = if self.n <= tiles.lanes { 0 } else { Plan::of(tiles, m).w };
+        [m.div_ceil(m.div_ceil(Plan::of(tiles, m).rows).max(1)), tiles.lanes << w]
     }
 
     /// Elements of scratch that [`Self::run`] wants for m rows. With less it runs all the same, to the same bits,
@@ -262,7 +288,12 @@ impl Job<'_> {
             let panel_width = if w == 0 { self.tiles.lanes } else { self.tiles.panel() };
             // SAFETY: the packed B has k rows of `column` columns before this panel, and within it k0 rows.
             args.b = unsafe { self.packed.as_ptr().add(column * self.k + k0 * panel_width) };
+            let after = self.packed.as_ptr().wrapping_add((column + width) * self.k + k0 * panel_width);
+            let next_width = width.min(self.n.saturating_sub(column + width));
+            let bytes = (k1 - k0) * next_width * size_of::<f32>();
+            let mut ahead = Ahead::new(after.cast(), bytes, count, size_of_val(self.packed));
             for (r, height) in cut(rows, count) {
+                ahead.step();
                 // SAFETY: row m0 + r and column `column` are within A, C, bias and residual, as the caller says.
                 unsafe {
                     match copied {

@@ -52,6 +52,8 @@ pub struct Features {
     pub avx512: bool,
     /// x86-64: AVX-512 VNNI, products of u8 and s8 summed by four.
     pub vnni: bool,
+    /// x86-64: AVX-512 VBMI, bytes permuted across a register.
+    pub vbmi: bool,
     /// ARM64: NEON.
     pub neon: bool,
     /// ARM64: dotprod, products of s8 summed by four.
@@ -75,7 +77,8 @@ impl Features {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl");
         let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
-        Self { fma, avx2, avx512, vnni, ..Self::default() }
+        let vbmi = avx512 && is_x86_feature_detected!("avx512vbmi");
+        Self { fma, avx2, avx512, vnni, vbmi, ..Self::default() }
     }
 
     #[cfg(all(target_arch = "aarch64", not(miri)))]

@@ -26,8 +26,10 @@ mod conv;
 mod elementwise;
 mod gemm;
 mod isa;
+mod lookup;
 mod math;
 mod norm;
+mod prefetch;
 mod qgemm;
 mod quantize;
 #[macro_use]

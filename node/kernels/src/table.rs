@@ -9,6 +9,7 @@ use crate::conv::{DepthwiseFn, PoolFn, QDepthwiseFn, QPoolFn};
 use crate::elementwise::{MAPS, MapFn, ZIPS, ZipFn};
 use crate::gemm::tile::Tiles;
 use crate::isa::{Features, Isa, IsaError};
+use crate::lookup::LookupFn;
 use crate::norm::NormFn;
 use crate::qgemm::tile::QTiles;
 use crate::quantize::{DequantizeFn, QuantizeFn};
@@ -41,6 +42,7 @@ pub(crate) struct Entries {
     pub(crate) max_pool: PoolFn,
     pub(crate) average_pool: PoolFn,
     pub(crate) max_bytes: QPoolFn,
+    pub(crate) lookup: LookupFn,
 }
 
 impl Kernels {
@@ -59,6 +61,8 @@ impl Kernels {
             Isa::Scalar if features.fma => &SCALAR_FMA,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &AVX2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if features.vnni && features.vbmi => &AVX512_VBMI,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 if features.vnni => &AVX512_VNNI,
             #[cfg(target_arch = "x86_64")]
@@ -99,6 +103,9 @@ impl Kernels {
             }
             if features.vnni {
                 tables.push(("avx512 with vnni", &AVX512_VNNI));
+            }
+            if features.vnni && features.vbmi {
+                tables.push(("avx512 with vnni and vbmi", &AVX512_VBMI));
             }
         }
         #[cfg(target_arch = "aarch64")]
@@ -168,6 +175,7 @@ accessors! {
     max_pool_fn: max_pool -> PoolFn;
     average_pool_fn: average_pool -> PoolFn;
     max_bytes_fn: max_bytes -> QPoolFn;
+    lookup_fn: lookup -> LookupFn;
 }
 
 impl Kernels {
@@ -300,6 +308,7 @@ macro_rules! entries {
                 max_pool: max_pool_entry,
                 average_pool: average_pool_entry,
                 max_bytes: max_bytes_entry,
+                lookup: crate::lookup::lookup,
             };
 
             entry!([$($feature)?] tile_entry [const MR: usize, const NV: usize] (t: &TileArgs), tile::<V, MR, NV>);
@@ -395,6 +404,13 @@ integer_entries! {
 #[cfg(target_arch = "x86_64")]
 static AVX512_VNNI: Kernels =
     Kernels { isa: Isa::Avx512, entries: Entries { qtiles: avx512_vnni::QTILES, ..avx512::ENTRIES } };
+
+// Only tables of bytes differ with VBMI.
+#[cfg(target_arch = "x86_64")]
+static AVX512_VBMI: Kernels = Kernels {
+    isa: Isa::Avx512,
+    entries: Entries { qtiles: avx512_vnni::QTILES, lookup: crate::x86::vbmi::lookup, ..avx512::ENTRIES },
+};
 
 // 32 registers of 4 lanes: up to 24 sums.
 #[cfg(target_arch = "aarch64")]

@@ -16,8 +16,8 @@ pub struct StepInfo {
     pub node: String,
     /// The operator.
     pub op: &'static str,
-    /// The kernel.
-    pub kernel: &'static str,
+    /// The kernel: its family, instruction set and tile, as far as it has them.
+    pub kernel: String,
     /// Type and shape of the first output, such as `f32 [1, 10]`.
     pub output: String,
     /// Range of the arena that the first output takes.
@@ -29,6 +29,8 @@ pub struct StepInfo {
 pub struct PlanInfo {
     /// Steps in order.
     pub steps: Vec<StepInfo>,
+    /// How often the steps run, each time for a part of the rows; shapes are those of a part.
+    pub parts: usize,
     /// Bytes of the arena.
     pub arena_bytes: usize,
     /// Bytes of constants that steps read as they are; packed weights are not among them.
@@ -52,6 +54,9 @@ pub fn plan(program: &Program, shapes: &[Vec<usize>]) -> Result<Option<PlanInfo>
     Ok(match program.bucket(shapes)? {
         Bucket::Dynamic => None,
         Bucket::Planned(plan) => Some(describe(&plan)),
+        Bucket::Parts(parts) => {
+            Some(PlanInfo { parts: parts.count, arena_bytes: parts.arena_bytes, ..describe(&parts.plan) })
+        }
     })
 }
 
@@ -59,12 +64,13 @@ fn describe(plan: &Plan) -> PlanInfo {
     let step = |step: &crate::plan::schedule::Step| StepInfo {
         node: step.name.clone(),
         op: step.op,
-        kernel: step.kernel,
+        kernel: step.kernel.clone().into_owned(),
         output: step.outs.first().map(|out| format!("{} {:?}", out.dtype, out.shape)).unwrap_or_default(),
         arena: step.writes[step.slots[0]].clone(),
     };
     PlanInfo {
         steps: plan.steps.iter().map(step).collect(),
+        parts: 1,
         arena_bytes: plan.arena_bytes,
         const_bytes: plan.consts.iter().map(|tensor| tensor.bytes().len()).sum(),
     }
@@ -78,6 +84,7 @@ pub fn dot(program: &Program, shapes: &[Vec<usize>]) -> Result<Option<String>, R
     Ok(match program.bucket(shapes)? {
         Bucket::Dynamic => None,
         Bucket::Planned(plan) => Some(draw(program, &plan)),
+        Bucket::Parts(parts) => Some(draw(program, &parts.plan)),
     })
 }
 

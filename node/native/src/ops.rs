@@ -484,7 +484,7 @@ pub fn lower(op: &Op, ins: Facts<'_>, outs: &[Out], target: Target) -> Result<Lo
         Op::ConvImage(conv) => image::lower_conv(ins, conv, None, target),
         Op::QConv(conv) => qimage::lower(ins, conv, None, target),
         Op::WidenImage { channels } => qimage::lower_widen(ins, *channels),
-        Op::Table(table) => qimage::lower_table(table),
+        Op::Table(table) => qimage::lower_table(ins, table, None, target),
         Op::PoolImage(pool) => image::lower_pool(ins, pool, None, target),
         Op::Dropout => Ok(Lowered::new("copy", |io| {
             let x = io.bytes(0);
@@ -515,6 +515,7 @@ pub fn lower_strided(
         Op::ConvImage(conv) => image::lower_conv(ins, conv, Some(stride), target).map(Some),
         Op::QConv(conv) => qimage::lower(ins, conv, Some(stride), target).map(Some),
         Op::PoolImage(pool) => image::lower_pool(ins, pool, Some(stride), target).map(Some),
+        Op::Table(table) => qimage::lower_table(ins, table, Some(stride), target).map(Some),
         _ => Ok(None),
     }
 }

@@ -7,6 +7,7 @@ pub mod fold;
 pub mod fuse;
 pub mod layout;
 pub mod quant;
+pub mod rows;
 pub mod simplify;
 
 use crate::graph::ir::Graph;

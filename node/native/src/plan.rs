@@ -6,5 +6,6 @@
 
 pub mod arena;
 pub mod bind;
+pub mod condense;
 pub mod pack;
 pub mod schedule;

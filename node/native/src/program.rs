@@ -1,6 +1,7 @@
 //! A compiled model: the graph after the passes that need no shapes, and the plans made of it so far.
 //!
-//! A program is shared by the sessions of a process: plans are made once, and weights are packed once.
+//! A program is shared by the sessions of a process: plans are made once, and weights are packed once. Sessions that do not
+//! run hold no memory for results: a run takes an arena of the program and gives it back.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,10 +14,15 @@ use crate::ops::Target;
 use crate::ops::fact::Out;
 use crate::pass;
 use crate::plan::bind::bind;
+use crate::plan::condense::condense;
 use crate::plan::schedule::{Plan, schedule};
+use crate::tensor::{ALIGN_BYTES, AlignedBuf};
 
 /// Plans kept per program. Batch sizes are few; a plan is some tens of kilobytes.
 pub const PLANS_MAX: usize = 16;
+
+/// Arenas kept per program for the next run. As many are in use as sessions run at once, about one per core.
+const ARENAS_KEPT: usize = 64;
 
 /// How a program is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,19 +47,39 @@ pub enum CompileError {
 pub enum Bucket {
     /// A plan.
     Planned(Arc<Plan>),
+    /// A plan for some of the rows, run several times.
+    Parts(Arc<Parts>),
     /// Shapes inside depend on data: the interpreter runs it.
     Dynamic,
 }
 
+/// A batch whose rows do not meet, cut into parts that caches hold.
+pub struct Parts {
+    /// The plan of a part.
+    pub plan: Arc<Plan>,
+    /// How many parts.
+    pub count: usize,
+    /// Outputs of the whole batch: from which byte, type, shape. They lie behind the part's arena.
+    pub outputs: Vec<(usize, Out)>,
+    /// Bytes of the part's arena and all outputs.
+    pub arena_bytes: usize,
+}
+
+/// An arena above this is worth cutting: a common L2.
+const PART_BYTES_MAX: usize = 1 << 20;
+
 /// A compiled model.
 pub struct Program {
-    graph: Graph,
+    /// Replaced by one that takes less memory when there is a plan; never by one that computes anything else.
+    graph: Mutex<Arc<Graph>>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     target: Target,
     limits: Limits,
     batch_variant: Option<String>,
     plans: Mutex<Vec<(Vec<Vec<usize>>, Bucket)>>,
+    /// Arenas that no session is running in.
+    arenas: Mutex<Vec<AlignedBuf>>,
 }
 
 impl Program {
@@ -71,8 +97,9 @@ impl Program {
         let Model { mut graph, inputs, outputs, limits, .. } = model;
         pass::compile(&mut graph, limits, target);
         let batch_variant = pass::batch::variant(&graph);
-        let plans = Mutex::new(Vec::new());
-        let program = Self { graph, inputs, outputs, target, limits, batch_variant, plans };
+        let (plans, graph) = (Mutex::new(Vec::new()), Mutex::new(Arc::new(graph)));
+        let arenas = Mutex::new(Vec::with_capacity(ARENAS_KEPT));
+        let program = Self { graph, inputs, outputs, target, limits, batch_variant, plans, arenas };
         program.probe()?;
         Ok(Arc::new(program))
     }
@@ -109,8 +136,8 @@ impl Program {
     }
 
     /// The compiled graph, before it is bound to shapes.
-    pub fn graph(&self) -> &Graph {
-        &self.graph
+    pub fn graph(&self) -> Arc<Graph> {
+        Arc::clone(&self.graph.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The kernels that it runs on.
@@ -138,10 +165,22 @@ impl Program {
             return Ok(bucket.clone());
         }
         let bucket = match self.plan(shapes) {
-            Ok(plan) => Bucket::Planned(Arc::new(plan)),
+            Ok((plan, rows)) => match self.parts(&plan, rows, shapes) {
+                Some(parts) => Bucket::Parts(Arc::new(parts)),
+                None => Bucket::Planned(Arc::new(plan)),
+            },
             Err(RunError::Op { source: OpError::Dynamic(_), .. }) => Bucket::Dynamic,
             Err(error) => return Err(error),
         };
+        let plan = match &bucket {
+            Bucket::Planned(plan) => Some(&**plan),
+            Bucket::Parts(parts) => Some(&*parts.plan),
+            Bucket::Dynamic => None,
+        };
+        let graph = self.graph();
+        if let Some(freed) = condense(&graph, plan) {
+            *self.graph.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(freed);
+        }
         let mut plans = lock();
         if plans.len() == PLANS_MAX {
             plans.remove(0);
@@ -150,9 +189,67 @@ impl Program {
         Ok(bucket)
     }
 
-    fn plan(&self, shapes: &[Vec<usize>]) -> Result<Plan, RunError> {
+    /// Memory of at least so many bytes for a run, with anything in it.
+    pub(crate) fn take_arena(&self, bytes: usize) -> AlignedBuf {
+        let mut arenas = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = arenas.iter().rposition(|arena| arena.len() >= bytes);
+        // One that is too small is replaced, so that no more are kept than runs were under way at once.
+        let taken = match fits {
+            Some(at) => Some(arenas.swap_remove(at)),
+            None => arenas.pop(),
+        };
+        drop(arenas);
+        taken.filter(|arena| arena.len() >= bytes).unwrap_or_else(|| AlignedBuf::zeroed(bytes))
+    }
+
+    /// Gives memory back after a run.
+    pub(crate) fn give_arena(&self, arena: AlignedBuf) {
+        let mut arenas = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
+        if arenas.len() < ARENAS_KEPT {
+            arenas.push(arena);
+        }
+    }
+
+    /// The plan for these shapes; and, where its rows are worth taking apart, how many a part should have.
+    fn plan(&self, shapes: &[Vec<usize>]) -> Result<(Plan, Option<usize>), RunError> {
         let bound = self.bound(shapes)?;
-        schedule(&bound, self.target, self.limits)
+        let plan = schedule(&bound, self.target, self.limits)?;
+        let rows = shapes.first().and_then(|shape| shape.first()).copied().unwrap_or(1);
+        let free = |port: &Port| matches!(port.dims.as_deref(), Some([Dim::Sym(_), ..]));
+        let constants = bound.values.iter().filter(|value| value.constant.is_some());
+        let weights: usize = constants.filter_map(|value| value.out.as_ref()).map(Out::bytes).sum();
+        // Each part reads all weights: that pays where there are more results than weights.
+        let worth = rows > 1 && plan.arena_bytes > PART_BYTES_MAX.max(weights);
+        if !worth || !self.inputs.iter().all(free) || !pass::rows::apart(&bound, rows) {
+            return Ok((plan, None));
+        }
+        let fits =
+            |part: &usize| rows.is_multiple_of(*part) && plan.arena_bytes / rows * part <= PART_BYTES_MAX;
+        let part = (1..rows).rev().find(fits).unwrap_or(1);
+        Ok((plan, Some(part)))
+    }
+
+    /// The batch in parts of so many rows; `None` where that is not to be, or cannot be.
+    fn parts(&self, whole: &Plan, rows: Option<usize>, shapes: &[Vec<usize>]) -> Option<Parts> {
+        let rows = rows?;
+        let count = shapes.first()?.first()? / rows;
+        let mut part = shapes.to_vec();
+        part.iter_mut().for_each(|shape| shape[0] = rows);
+        // A constant of the model may have meant the batch: then a part does not fit, or gives other shapes.
+        let bound = self.bound(&part).ok()?;
+        let fits = pass::rows::apart(&bound, rows)
+            && bound.outputs.iter().zip(&whole.outputs).all(|(id, (_, out))| {
+                let part = bound.values[id.index()].out.as_ref();
+                part.is_some_and(|part| part.dtype == out.dtype && part.shape[1..] == out.shape[1..])
+            });
+        let plan = fits.then(|| schedule(&bound, self.target, self.limits).ok()).flatten()?;
+        let mut arena_bytes = plan.arena_bytes;
+        let mut outputs = Vec::with_capacity(whole.outputs.len());
+        for (_, out) in &whole.outputs {
+            outputs.push((arena_bytes, out.clone()));
+            arena_bytes += out.bytes().next_multiple_of(ALIGN_BYTES);
+        }
+        (arena_bytes < whole.arena_bytes).then(|| Parts { plan: Arc::new(plan), count, outputs, arena_bytes })
     }
 
     /// The graph bound to these shapes, after all passes.
@@ -162,7 +259,7 @@ impl Program {
     pub fn bound(&self, shapes: &[Vec<usize>]) -> Result<Graph, RunError> {
         let inputs: Vec<Out> =
             self.inputs.iter().zip(shapes).map(|(port, shape)| Out::new(port.dtype, shape.clone())).collect();
-        let mut bound = bind(&self.graph, &inputs, self.limits, self.target)?;
+        let mut bound = bind(&self.graph(), &inputs, self.limits, self.target)?;
         pass::bound(&mut bound);
         Ok(bound)
     }

@@ -1,6 +1,6 @@
-//! Sessions: run a program, one batch at a time, in an arena of their own.
+//! Sessions: run a program, one batch at a time, in an arena that the program lends.
 //!
-//! Invariant: running shapes that were run before allocates nothing.
+//! Invariant: running shapes that were run before allocates nothing, unless more sessions run at once than ever did.
 
 use std::sync::Arc;
 
@@ -55,16 +55,15 @@ struct Ready {
 pub struct Session {
     program: Arc<Program>,
     ready: Vec<Ready>,
-    arena: AlignedBuf,
     /// Copies of inputs that came unaligned.
     copies: Vec<AlignedBuf>,
 }
 
 impl Session {
-    /// A session; its arena grows with the plans that it runs.
+    /// A session. While it does not run, it holds the names of the plans that it ran and copies of unaligned inputs.
     pub fn new(program: Arc<Program>) -> Self {
         let copies = program.inputs().iter().map(|_| AlignedBuf::default()).collect();
-        Self { program, ready: Vec::new(), arena: AlignedBuf::default(), copies }
+        Self { program, ready: Vec::new(), copies }
     }
 
     /// The program.
@@ -72,9 +71,14 @@ impl Session {
         &self.program
     }
 
-    /// Bytes of the arena so far.
+    /// Bytes of the largest arena that its runs took so far.
     pub fn arena_bytes(&self) -> usize {
-        self.arena.len()
+        let bytes = self.ready.iter().map(|ready| match &ready.bucket {
+            Bucket::Planned(plan) => plan.arena_bytes,
+            Bucket::Parts(parts) => parts.arena_bytes,
+            Bucket::Dynamic => 0,
+        });
+        bytes.max().unwrap_or(0)
     }
 
     /// Runs a batch. `inputs` are in the order of the model; outputs go to `sink`; `cancelled` is asked between nodes.
@@ -103,13 +107,17 @@ impl Session {
                 return Err(RunError::InputBytes { name: name.clone(), expected, found });
             }
         }
-        match &self.ready[bucket].bucket {
-            Bucket::Dynamic => self.interpret(inputs, sink, cancelled),
-            Bucket::Planned(plan) => {
-                let plan = Arc::clone(plan);
-                self.execute(&plan, inputs, sink, cancelled)
-            }
-        }
+        let bucket = self.ready[bucket].bucket.clone();
+        let bytes = match &bucket {
+            Bucket::Dynamic => return self.interpret(inputs, sink, cancelled),
+            Bucket::Planned(plan) => plan.arena_bytes,
+            Bucket::Parts(parts) => parts.arena_bytes,
+        };
+        let program = Arc::clone(&self.program);
+        let mut arena = program.take_arena(bytes);
+        let done = self.execute(&bucket, arena.bytes_mut(), inputs, sink, cancelled);
+        program.give_arena(arena);
+        done
     }
 
     fn find(&self, inputs: &[Input<'_>]) -> Option<usize> {
@@ -150,11 +158,6 @@ impl Session {
         }
         let shapes: Vec<Vec<usize>> = inputs.iter().map(|input| input.shape.to_vec()).collect();
         let bucket = self.program.bucket(&shapes)?;
-        if let Bucket::Planned(plan) = &bucket
-            && plan.arena_bytes > self.arena.len()
-        {
-            self.arena = AlignedBuf::zeroed(plan.arena_bytes);
-        }
         for (copy, input) in self.copies.iter_mut().zip(inputs) {
             if input.bytes.len() > copy.len() && !aligned(input.bytes) {
                 *copy = AlignedBuf::zeroed(input.bytes.len());
@@ -169,52 +172,62 @@ impl Session {
 
     fn execute(
         &mut self,
-        plan: &Plan,
+        bucket: &Bucket,
+        memory: &mut [u8],
         inputs: &[Input<'_>],
         sink: &mut dyn Sink,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<(), RunError> {
-        let Self { program, arena, copies, .. } = self;
+        let Self { program, copies, .. } = self;
         for (copy, input) in copies.iter_mut().zip(inputs).filter(|(_, input)| !aligned(input.bytes)) {
             if copy.len() < input.bytes.len() {
                 *copy = AlignedBuf::zeroed(input.bytes.len());
             }
             copy.bytes_mut()[..input.bytes.len()].copy_from_slice(input.bytes);
         }
-        let slice = |i: usize| match aligned(inputs[i].bytes) {
+        let whole = |i: usize| match aligned(inputs[i].bytes) {
             true => inputs[i].bytes,
             false => &copies[i].bytes()[..inputs[i].bytes.len()],
         };
         let mut inline: [&[u8]; INPUTS_INLINE] = [&[]; INPUTS_INLINE];
-        let list: Vec<&[u8]>;
-        let slices: &[&[u8]] = if inputs.len() <= INPUTS_INLINE {
-            inline.iter_mut().take(inputs.len()).enumerate().for_each(|(i, slot)| *slot = slice(i));
-            &inline[..inputs.len()]
+        let mut list: Vec<&[u8]>;
+        let slices: &mut [&[u8]] = if inputs.len() <= INPUTS_INLINE {
+            &mut inline[..inputs.len()]
         } else {
-            list = (0..inputs.len()).map(slice).collect();
-            &list
+            list = vec![&[]; inputs.len()];
+            &mut list
         };
-        let memory = arena.bytes_mut();
-        for step in &plan.steps {
-            if cancelled() {
-                return Err(RunError::Cancelled);
+        let ports = program.outputs();
+        match bucket {
+            Bucket::Dynamic => {}
+            Bucket::Planned(plan) => {
+                slices.iter_mut().enumerate().for_each(|(i, slice)| *slice = whole(i));
+                steps(plan, memory, slices, cancelled)?;
+                for ((at, out), port) in plan.outputs.iter().zip(ports) {
+                    sink.output(&port.name, out.dtype, &out.shape, output(plan, at, memory, slices));
+                }
             }
-            let (gaps, mut cut) = carve(memory, &step.writes);
-            let outs: [&mut [u8]; OUTS_MAX] =
-                std::array::from_fn(|i| std::mem::take(&mut cut[step.slots[i]]));
-            let ins = Ins::Planned { gaps, locs: &step.ins, consts: &plan.consts, inputs: slices };
-            (step.run)(&mut Io { ins, outs, cancelled }).map_err(|source| match source {
-                crate::error::OpError::Cancelled => RunError::Cancelled,
-                source => RunError::Op { node: step.name.clone(), op: step.op.to_owned(), source },
-            })?;
-        }
-        for ((at, out), port) in plan.outputs.iter().zip(program.outputs()) {
-            let bytes = match at {
-                OutputAt::Arena(range) => &memory[range.clone()],
-                OutputAt::Const(at) => plan.consts[*at].bytes(),
-                OutputAt::Input(index, range) => &slices[*index][range.clone()],
-            };
-            sink.output(&port.name, out.dtype, &out.shape, bytes);
+            Bucket::Parts(parts) => {
+                let (arena, gathered) = memory.split_at_mut(parts.plan.arena_bytes);
+                let starts = |start: &usize| start - parts.plan.arena_bytes;
+                for part in 0..parts.count {
+                    for (i, slice) in slices.iter_mut().enumerate() {
+                        let all = whole(i);
+                        let bytes = all.len() / parts.count;
+                        *slice = &all[part * bytes..(part + 1) * bytes];
+                    }
+                    steps(&parts.plan, arena, slices, cancelled)?;
+                    for ((at, _), (start, _)) in parts.plan.outputs.iter().zip(&parts.outputs) {
+                        let bytes = output(&parts.plan, at, arena, slices);
+                        let from = starts(start) + part * bytes.len();
+                        gathered[from..from + bytes.len()].copy_from_slice(bytes);
+                    }
+                }
+                for ((start, out), port) in parts.outputs.iter().zip(ports) {
+                    let from = starts(start);
+                    sink.output(&port.name, out.dtype, &out.shape, &gathered[from..from + out.bytes()]);
+                }
+            }
         }
         Ok(())
     }
@@ -230,11 +243,42 @@ impl Session {
             inputs.iter().map(|input| Tensor::of_dtype(input.dtype, input.shape, input.bytes)).collect();
         let bytes_max = program.limits().arena_bytes_max;
         let context = interpret::Context { bytes_max, cancelled, target: program.target() };
-        let outputs = interpret::graph(program.graph(), tensors, context)?;
+        let outputs = interpret::graph(&program.graph(), tensors, context)?;
         for (tensor, port) in outputs.iter().zip(program.outputs()) {
             sink.output(&port.name, tensor.dtype(), tensor.shape(), tensor.bytes());
         }
         Ok(())
+    }
+}
+
+/// Runs the steps of a plan.
+fn steps(
+    plan: &Plan,
+    memory: &mut [u8],
+    inputs: &[&[u8]],
+    cancelled: &dyn Fn() -> bool,
+) -> Result<(), RunError> {
+    for step in &plan.steps {
+        if cancelled() {
+            return Err(RunError::Cancelled);
+        }
+        let (gaps, mut cut) = carve(memory, &step.writes);
+        let outs: [&mut [u8]; OUTS_MAX] = std::array::from_fn(|i| std::mem::take(&mut cut[step.slots[i]]));
+        let ins = Ins::Planned { gaps, locs: &step.ins, consts: &plan.consts, inputs };
+        (step.run)(&mut Io { ins, outs, cancelled }).map_err(|source| match source {
+            crate::error::OpError::Cancelled => RunError::Cancelled,
+            source => RunError::Op { node: step.name.clone(), op: step.op.to_owned(), source },
+        })?;
+    }
+    Ok(())
+}
+
+/// The bytes of an output after a run.
+fn output<'a>(plan: &'a Plan, at: &OutputAt, memory: &'a [u8], inputs: &[&'a [u8]]) -> &'a [u8] {
+    match at {
+        OutputAt::Arena(range) => &memory[range.clone()],
+        OutputAt::Const(at) => plan.consts[*at].bytes(),
+        OutputAt::Input(index, range) => &inputs[*index][range.clone()],
     }
 }
 

@@ -1,15 +1,19 @@
-//! Tensors at rest: element types, 64-byte aligned memory, and constants that may still lie in the model's file.
+//! Tensors at rest: element types, 64-byte aligned memory, and constants that may still lie in the model's file, or no
+//! longer anywhere but in the form that a kernel reads (see [`form`]).
 //!
 //! Invariant: a [`Tensor`] holds exactly `shape.product() * dtype.bytes()` bytes. Half-precision tensors exist at the
 //! model's edge only: import turns `f16` and `bf16` constants into `f32`, and graph inputs and outputs are converted.
 
+pub mod form;
+
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytemuck::{AnyBitPattern, NoUninit};
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
+
+use form::{Forms, Packed};
 
 /// Element type of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -194,6 +198,8 @@ enum Data {
     File(Bytes),
     /// In memory of our own, aligned.
     Own(Arc<AlignedBuf>),
+    /// In the form that a kernel reads; laid out again, aligned, when somebody asks for the bytes.
+    Packed(Arc<Packed>),
 }
 
 /// A constant or a result: shape, type and bytes. Cloning shares the bytes.
@@ -202,7 +208,8 @@ pub struct Tensor {
     dtype: DType,
     shape: Vec<usize>,
     data: Data,
-    digest: Arc<OnceLock<[u8; 32]>>,
+    /// The forms in which kernels read these bytes; one list for all clones.
+    forms: Arc<Forms>,
 }
 
 impl Tensor {
@@ -212,7 +219,7 @@ impl Tensor {
             dtype,
             shape,
             data: Data::File(bytes),
-            digest: Arc::default(),
+            forms: Arc::default(),
         })
     }
 
@@ -222,7 +229,7 @@ impl Tensor {
             dtype,
             shape,
             data: Data::Own(Arc::new(buf)),
-            digest: Arc::default(),
+            forms: Arc::default(),
         })
     }
 
@@ -268,6 +275,7 @@ impl Tensor {
         match &self.data {
             Data::File(bytes) => bytes,
             Data::Own(buf) => buf.bytes(),
+            Data::Packed(packed) => packed.bytes(),
         }
     }
 
@@ -280,9 +288,9 @@ impl Tensor {
         assert!(fits, "a tensor of {} is read as {}", self.dtype, T::DTYPE);
         bytemuck::try_cast_slice(self.bytes()).map_or_else(
             |_| {
-                Cow::Owned(
-                    self.bytes().chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect(),
-                )
+                let mut values = vec![T::zeroed(); self.bytes().len() / size_of::<T>()];
+                bytemuck::cast_slice_mut(&mut values).copy_from_slice(self.bytes());
+                Cow::Owned(values)
             },
             Cow::Borrowed,
         )
@@ -328,16 +336,35 @@ impl Tensor {
     #[must_use]
     pub fn aligned(&self) -> Self {
         match &self.data {
-            Data::Own(_) => self.clone(),
+            Data::Own(_) | Data::Packed(_) => self.clone(),
             Data::File(bytes) => {
                 Self { data: Data::Own(Arc::new(AlignedBuf::copied(bytes))), ..self.clone() }
             }
         }
     }
 
-    /// The SHA-256 of the bytes; computed once for all clones.
-    pub fn digest(&self) -> [u8; 32] {
-        *self.digest.get_or_init(|| Sha256::digest(self.bytes()).into())
+    /// The forms in which kernels read these bytes.
+    pub fn forms(&self) -> &Forms {
+        &self.forms
+    }
+
+    /// Whether this is a clone of `other`, under whatever dimensions.
+    pub fn is_clone_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.forms, &other.forms)
+    }
+
+    /// The same tensor, kept in a form that a kernel reads alone; `None` where it is so already or has no such form.
+    pub fn condensed(&self) -> Option<Self> {
+        if matches!(self.data, Data::Packed(_)) {
+            return None;
+        }
+        let packed = Packed::new(self.forms.first()?, self.bytes().len());
+        Some(Self { data: Data::Packed(Arc::new(packed)), ..self.clone() })
+    }
+
+    /// Whether the bytes lie in the model's file.
+    pub fn is_borrowed(&self) -> bool {
+        matches!(self.data, Data::File(_))
     }
 
     /// Half precision becomes `f32`; other tensors stay.

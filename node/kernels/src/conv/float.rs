@@ -1,11 +1,12 @@
 //! Convolution in f32: dense and grouped on the GEMM's tiles, depthwise on a kernel of its own.
 
 use crate::conv::depthwise::DepthwiseArgs;
-use crate::conv::shape::{Line, Span, chunks, lines};
+use crate::conv::shape::{Along, Line, Span, across, chunks, lines};
 use crate::conv::{ConvShape, ShapeError};
 use crate::elementwise::UnaryKernel;
 use crate::gemm::tile::{Clamp, Taps, TileArgs};
-use crate::gemm::{Epilogue, Gemm, Matrix, RowsMut, cut, extent, pack_columns, packed_columns};
+use crate::gemm::{Epilogue, Gemm, Matrix, RowsMut, cut, extent, packed_columns};
+use crate::prefetch::Ahead;
 use crate::table::Kernels;
 
 /// The images that a convolution reads.
@@ -63,6 +64,36 @@ impl Conv {
         &self.shape
     }
 
+    /// Rows (pixels) and columns (filters) of the tile that most of it runs on; `None` for a depthwise convolution, which has
+    /// no tiles.
+    pub fn tile(&self, images: usize) -> Option<[usize; 2]> {
+        if self.as_gemm().is_some() {
+            return Some(self.gemm().tile(images * self.shape.pixels()));
+        }
+        let tiles = self.kernels.tiles();
+        let together = chunks(&self.shape, images, self.output[0], size_of::<f32>()).next();
+        let together = together.map_or(0, |chunk| chunk.images.len());
+        let (w, _) = width_at(tiles, self.widest(together), self.shape.filters / self.shape.groups);
+        let longest = self.shape.longest_line(self.output);
+        let rows = if self.short(together) { together } else { longest };
+        let most = tiles.rows(w).min(tiles.rows(1));
+        let rows = rows.div_ceil(rows.div_ceil(most).max(1));
+        (!self.shape.is_depthwise()).then_some([rows, tiles.lanes << w])
+    }
+
+    /// Whether even the longest lines of images are short, and most tiles have a row for each of so many images.
+    fn short(&self, images: usize) -> bool {
+        let longest = self.shape.longest_line(self.output);
+        let square = Span { first: 0, end: longest, low: 0, high: 0 };
+        across(square, square, images)
+    }
+
+    /// The width of tiles, as a power of two, for chunks of so many images.
+    fn widest(&self, images: usize) -> usize {
+        let rows = if self.short(images) { images } else { self.output[0].max(self.output[1]) };
+        self.kernels.tiles().widest(rows, 1)
+    }
+
     /// Elements of the packed weights.
     pub fn packed_len(&self) -> usize {
         if self.shape.is_depthwise() {
@@ -91,20 +122,61 @@ impl Conv {
         }
         let tiles = self.kernels.tiles();
         let per_group = filters / groups;
-        let mut at = 0;
-        let mut row = [0.0; 64];
+        let mut rest = packed;
         for group in 0..groups {
             for first in (0..per_group).step_by(tiles.panel()) {
                 let cols = tiles.panel().min(per_group - first);
                 let width = if cols <= tiles.lanes { tiles.lanes } else { tiles.panel() };
-                for tap in 0..taps {
-                    for channel in 0..depth {
-                        for (c, value) in row[..cols].iter_mut().enumerate() {
-                            let filter = group * per_group + first + c;
-                            *value = weights[(filter * depth + channel) * taps + tap];
+                let (panel, after) = rest.split_at_mut(width * taps * depth);
+                rest = after;
+                let from = &weights[(group * per_group + first) * depth * taps..][..cols * depth * taps];
+                if taps == 1 {
+                    crate::transpose(from, depth, cols, depth, panel, width);
+                } else {
+                    // Read in order: weights may come from a file that was never in a cache.
+                    for (c, filter) in from.chunks_exact(depth * taps).enumerate() {
+                        for (channel, values) in filter.chunks_exact(taps).enumerate() {
+                            for (tap, value) in values.iter().enumerate() {
+                                panel[(tap * depth + channel) * width + c] = *value;
+                            }
                         }
-                        pack_columns(&row[..cols], &mut packed[at..at + width]);
-                        at += width;
+                    }
+                }
+                if cols < width {
+                    panel.chunks_exact_mut(width).for_each(|row| row[cols..].fill(0.0));
+                }
+            }
+        }
+    }
+
+    /// The weights that [`Self::pack`] packed.
+    ///
+    /// # Panics
+    /// When a length is not what the shape says.
+    pub fn unpack(&self, packed: &[f32], weights: &mut [f32]) {
+        let ConvShape { channels, filters, groups, .. } = self.shape;
+        let (taps, depth) = (self.shape.taps(), channels / groups);
+        assert_eq!(weights.len(), filters * depth * taps, "the weights' length");
+        assert_eq!(packed.len(), self.packed_len(), "the packed weights' length");
+        if self.shape.is_depthwise() {
+            for (i, value) in packed.iter().enumerate() {
+                weights[i % channels * taps + i / channels] = *value;
+            }
+            return;
+        }
+        let tiles = self.kernels.tiles();
+        let per_group = filters / groups;
+        let mut rest = packed;
+        for group in 0..groups {
+            for first in (0..per_group).step_by(tiles.panel()) {
+                let cols = tiles.panel().min(per_group - first);
+                let width = if cols <= tiles.lanes { tiles.lanes } else { tiles.panel() };
+                let (panel, after) = rest.split_at(width * taps * depth);
+                rest = after;
+                for (i, row) in panel.chunks_exact(width).enumerate() {
+                    for (c, value) in row[..cols].iter().enumerate() {
+                        let filter = group * per_group + first + c;
+                        weights[(filter * depth + i % depth) * taps + i / depth] = *value;
                     }
                 }
             }
@@ -254,10 +326,10 @@ impl Job<'_> {
     /// From an output of a line to the next: elements of the input, rows of the output.
     fn step(&self, line: &Line) -> (usize, usize) {
         let shape = &self.conv.shape;
-        if line.down {
-            (shape.y.stride * self.strides.row, self.conv.output[1])
-        } else {
-            (shape.x.stride * self.strides.pixel, 1)
+        match line.along {
+            Along::Column => (shape.y.stride * self.strides.row, self.conv.output[1]),
+            Along::Row => (shape.x.stride * self.strides.pixel, 1),
+            Along::Images => (self.strides.image, self.conv.output[0] * self.conv.output[1]),
         }
     }
 
@@ -271,8 +343,9 @@ impl Job<'_> {
         // A row of taps is one run where pixels lie without gaps.
         let merge = shape.x.dilation == 1 && self.strides.channel == 1 && self.strides.pixel == depth;
         let [height, width] = self.conv.output;
-        let planned = tiles.widest(height.max(width), 1);
         for chunk in chunks(shape, self.images, height, size_of::<f32>()) {
+            let images = chunk.images.len();
+            let planned = self.conv.widest(images);
             for group in 0..shape.groups {
                 let mut column = 0;
                 while column < per_group {
@@ -286,11 +359,23 @@ impl Job<'_> {
                         weights: group * self.conv.group_len() + column * k,
                         merge,
                     };
-                    for image in chunk.images.clone() {
-                        for y in shape.y.spans(chunk.rows.clone()) {
-                            for x in shape.x.spans(0..width) {
+                    let next = self.packed.as_ptr().wrapping_add(panel.weights + (tiles.lanes << w) * k);
+                    let bytes = panel_width * k * size_of::<f32>();
+                    let last = column + (tiles.lanes << w) >= per_group;
+                    let lines = chunk.images.len() * chunk.rows.len();
+                    let mut ahead = Ahead::new(
+                        next.cast(),
+                        if last { 0 } else { bytes },
+                        lines,
+                        size_of_val(self.packed),
+                    );
+                    for y in shape.y.spans(chunk.rows.clone()) {
+                        for x in shape.x.spans(0..width) {
+                            let together = across(y, x, images).then_some(images);
+                            let each = if together.is_some() { 1 } else { images };
+                            for image in chunk.images.clone().take(each) {
                                 // SAFETY: as the function; spans say which taps lie within the image.
-                                unsafe { self.region(image, y, x, panel) };
+                                unsafe { self.region(image, together, y, x, panel, &mut ahead) };
                             }
                         }
                     }
@@ -300,11 +385,19 @@ impl Job<'_> {
         }
     }
 
-    /// A region of an image, for the filters of a panel.
+    /// A region of an image, or of as many as `together` says from it on, for the filters of a panel.
     ///
     /// # Safety
     /// As [`Self::dense`]; the outputs of `y` and `x` see their taps.
-    unsafe fn region(&self, image: usize, y: Span, x: Span, panel: Panel) {
+    unsafe fn region(
+        &self,
+        image: usize,
+        together: Option<usize>,
+        y: Span,
+        x: Span,
+        panel: Panel,
+        ahead: &mut Ahead,
+    ) {
         let shape = &self.conv.shape;
         let tiles = self.conv.kernels.tiles();
         let depth = shape.channels / shape.groups;
@@ -335,7 +428,8 @@ impl Job<'_> {
             residual_row: 0,
             clamp: self.clamp,
         };
-        for line in lines(y, x) {
+        for line in lines(y, x, together) {
+            ahead.step();
             // SAFETY: as the function; a line is of its region.
             unsafe { self.line(image, &line, [y.low, x.low], panel, args) };
         }
@@ -381,7 +475,7 @@ impl Job<'_> {
         for image in 0..self.images {
             for y in shape.y.spans(0..self.conv.output[0]) {
                 for x in shape.x.spans(0..self.conv.output[1]) {
-                    for line in lines(y, x) {
+                    for line in lines(y, x, None) {
                         let (from, to) = self.place(image, &line, [y.low, x.low]);
                         let (step_in, step_out) = self.step(&line);
                         let args = DepthwiseArgs {

@@ -4,7 +4,7 @@
 //! offsets depend on the taps that a region sees; they are summed up per region from the sums of each tap.
 
 use crate::conv::depthwise::QDepthwiseArgs;
-use crate::conv::shape::{Line, Span, chunks, lines};
+use crate::conv::shape::{Along, Line, Span, across, chunks, lines};
 use crate::conv::{ConvShape, ShapeError};
 use crate::elementwise::UnaryKernel;
 use crate::gemm::tile::Taps;
@@ -47,6 +47,25 @@ impl QConv {
     /// Rows and columns of the output.
     pub fn output(&self) -> [usize; 2] {
         self.output
+    }
+
+    /// Rows (pixels) and columns (filters) of the tile that most of it runs on; `None` for a depthwise convolution, which has
+    /// no tiles.
+    pub fn tile(&self, images: usize) -> Option<[usize; 2]> {
+        let tiles = self.kernels.qtiles();
+        let pointwise = self.shape.is_pointwise() && self.shape.groups == 1;
+        let line = self.shape.longest_line(self.output);
+        let square = Span { first: 0, end: line, low: 0, high: 0 };
+        let together = chunks(&self.shape, images, self.output[0], 1).next().map_or(0, |c| c.images.len());
+        let longest = match () {
+            () if pointwise => images * self.shape.pixels(),
+            () if across(square, square, together) => together,
+            () => line,
+        };
+        let planned = tiles.widest(longest);
+        let w = tiles.width_at(planned, self.shape.filters / self.shape.groups);
+        let rows = longest.div_ceil(longest.div_ceil(tiles.by_width[planned].len()).max(1));
+        (!self.shape.is_depthwise()).then_some([rows, tiles.lanes << w])
     }
 
     /// Bytes of the packed weights.
@@ -114,6 +133,41 @@ impl QConv {
         }
     }
 
+    /// The weights that [`Self::pack`] packed.
+    ///
+    /// # Panics
+    /// When a length is not what the shape says.
+    pub fn unpack(&self, packed: &[i8], weights: &mut [i8]) {
+        let ConvShape { channels, filters, groups, .. } = self.shape;
+        let (taps, depth, per_group) = (self.shape.taps(), channels / groups, filters / groups);
+        assert_eq!(weights.len(), filters * depth * taps, "the weights' length");
+        assert_eq!(packed.len(), self.packed_len(), "the packed weights' length");
+        if self.shape.is_depthwise() {
+            for (i, value) in packed.iter().enumerate() {
+                weights[i % channels * taps + i / channels] = *value;
+            }
+            return;
+        }
+        let tiles = self.kernels.qtiles();
+        let mut values = packed.iter();
+        for group in 0..groups {
+            for (first, width) in panels(tiles, per_group) {
+                for tap in 0..taps {
+                    for c0 in (0..depth).step_by(tiles.group) {
+                        for column in first..first + width {
+                            for (channel, value) in (c0..c0 + tiles.group).zip(&mut values) {
+                                if column < per_group && channel < depth {
+                                    let filter = group * per_group + column;
+                                    weights[(filter * depth + channel) * taps + tap] = *value;
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// Convolves. Row r of `input` is pixel r, `[images · height · width, channels]`; row r of `out` likewise.
     ///
     /// A depth that is no multiple of 4 goes faster where pixels are apart by the next multiple.
@@ -164,7 +218,7 @@ impl QConv {
             let span = Span { first: 0, end: pixels, low: 0, high: 1 };
             let block = row_block(input.stride, pixels);
             for first in (0..pixels).step_by(block) {
-                let line = Line { y: 0, x: first, count: block.min(pixels - first), down: false };
+                let line = Line { y: 0, x: first, count: block.min(pixels - first), along: Along::Row };
                 // SAFETY: all slices were checked above; pixel r of the output sees pixel r of the input.
                 unsafe { job.region(0, std::iter::once(line), span, span, offsets) };
             }
@@ -174,14 +228,17 @@ impl QConv {
             for y in shape.y.spans(chunk.rows.clone()) {
                 for x in shape.x.spans(0..self.output[1]) {
                     self.fold(sums, [y.low, y.high], [x.low, x.high], zero, bias, offsets);
-                    for image in chunk.images.clone() {
+                    let images = chunk.images.len();
+                    let together = (!shape.is_depthwise() && across(y, x, images)).then_some(images);
+                    let each = if together.is_some() { 1 } else { images };
+                    for image in chunk.images.clone().take(each) {
                         // SAFETY: all slices were checked above; outputs of a region see its taps, within the
-                        // image.
+                        // image; with `together`, `images` images follow from the first.
                         unsafe {
                             if shape.is_depthwise() {
                                 job.depthwise(image, y, x, bias);
                             } else {
-                                job.region(image, lines(y, x), y, x, offsets);
+                                job.region(image, lines(y, x, together), y, x, offsets);
                             }
                         }
                     }
@@ -249,10 +306,10 @@ impl Job<'_> {
             + shape.y.input(line.y, taps[0]) * row
             + shape.x.input(line.x, taps[1]) * self.input.stride;
         let to = (image * height + line.y) * width + line.x;
-        if line.down {
-            (from, to, shape.y.stride * row, width)
-        } else {
-            (from, to, shape.x.stride * self.input.stride, 1)
+        match line.along {
+            Along::Column => (from, to, shape.y.stride * row, width),
+            Along::Row => (from, to, shape.x.stride * self.input.stride, 1),
+            Along::Images => (from, to, shape.y.size * row, height * width),
         }
     }
 
@@ -338,7 +395,7 @@ impl Job<'_> {
     unsafe fn depthwise(&self, image: usize, y: Span, x: Span, bias: Option<&[i32]>) {
         let shape = &self.conv.shape;
         let channels = shape.channels;
-        for line in lines(y, x) {
+        for line in lines(y, x, None) {
             let (from, to, step_in, step_out) = self.place(image, &line, [y.low, x.low]);
             // SAFETY: row `to` of the output exists, as the caller says.
             let out = unsafe { self.out.at(to, 0) };

@@ -2,7 +2,7 @@
 //!
 //! Vectors run across channels; taps are taken in order (ky, kx), those in the padding are skipped.
 
-use crate::conv::shape::lines;
+use crate::conv::shape::{Along, lines};
 use crate::conv::{ShapeError, Window};
 use crate::gemm::tile::Taps;
 use crate::gemm::{Rows, RowsMut, extent};
@@ -198,13 +198,16 @@ impl Pool {
                         inner_b: 0,
                         len: 1,
                     };
-                    for line in lines(y, x) {
+                    for line in lines(y, x, None) {
                         let from = image * self.y.size * row
                             + self.y.input(line.y, y.low) * row
                             + self.x.input(line.x, x.low) * pixel;
                         let to = (image * height + line.y) * width + line.x;
-                        let (step_in, step_out) =
-                            if line.down { (self.y.stride * row, width) } else { (self.x.stride * pixel, 1) };
+                        let (step_in, step_out) = match line.along {
+                            Along::Column => (self.y.stride * row, width),
+                            Along::Row => (self.x.stride * pixel, 1),
+                            Along::Images => (self.y.size * row, height * width),
+                        };
                         each(taps, y.taps() * x.taps(), line.count, from, to, step_in, step_out);
                     }
                 }

@@ -184,6 +184,12 @@ impl ConvShape {
         self.y.is_identity() && self.x.is_identity()
     }
 
+    /// The longest line of outputs that see the same taps.
+    pub(crate) fn longest_line(&self, output: [usize; 2]) -> usize {
+        let longest = |window: Window, outputs: usize| window.spans(0..outputs).map(|span| span.len()).max();
+        longest(self.y, output[0]).max(longest(self.x, output[1])).unwrap_or(0)
+    }
+
     /// Pixels of an input image.
     pub(crate) fn pixels(&self) -> usize {
         self.y.size * self.x.size
@@ -222,7 +228,18 @@ pub(crate) fn chunks(
     })
 }
 
-/// A line of outputs that see the same taps: as many as the longer side of their region.
+/// What a line runs along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Along {
+    /// The outputs of a row.
+    Row,
+    /// The outputs of a column.
+    Column,
+    /// The same output of all images of a chunk.
+    Images,
+}
+
+/// A line of outputs that see the same taps.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Line {
     /// The first output.
@@ -231,20 +248,34 @@ pub(crate) struct Line {
     pub(crate) x: usize,
     /// How many.
     pub(crate) count: usize,
-    /// Whether they lie below each other; otherwise beside each other.
-    pub(crate) down: bool,
+    /// Where they lie.
+    pub(crate) along: Along,
 }
 
-/// The lines of a region. They run along its longer side, so that a border one pixel wide still fills tiles.
-pub(crate) fn lines(y: Span, x: Span) -> impl Iterator<Item = Line> + Clone {
+/// Whether lines of a region run along the images of a chunk: where it is so small that each tile would read all weights
+/// for a few outputs.
+pub(crate) fn across(y: Span, x: Span, images: usize) -> bool {
+    // Tiles of six rows keep multipliers busy, and images are often a multiple of 4 KiB apart, which caches like less.
+    const LONG: usize = 6;
+    let longest = y.len().max(x.len());
+    longest < LONG && images > longest
+}
+
+/// The lines of a region, whose lines run along its longer side, so that a border one pixel wide still fills tiles; or,
+/// with [`across`], along so many images.
+pub(crate) fn lines(y: Span, x: Span, images: Option<usize>) -> impl Iterator<Item = Line> + Clone {
     let down = y.len() > x.len();
-    let count = if down { x.len() } else { y.len() };
-    (0..count).map(move |i| {
-        if down {
-            Line { y: y.first, x: x.first + i, count: y.len(), down }
-        } else {
-            Line { y: y.first + i, x: x.first, count: x.len(), down }
+    let count = match images {
+        Some(_) => y.len() * x.len(),
+        None if down => x.len(),
+        None => y.len(),
+    };
+    (0..count).map(move |i| match images {
+        Some(images) => {
+            Line { y: y.first + i / x.len(), x: x.first + i % x.len(), count: images, along: Along::Images }
         }
+        None if down => Line { y: y.first, x: x.first + i, count: y.len(), along: Along::Column },
+        None => Line { y: y.first + i, x: x.first, count: x.len(), along: Along::Row },
     })
 }
 

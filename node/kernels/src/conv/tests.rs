@@ -99,7 +99,8 @@ fn packed(conv: &Conv, weights: &[f32]) -> Guarded<f32> {
 
 #[test]
 fn float_convolutions_follow_the_order_rule() {
-    let images = 2;
+    // Enough that small regions run along images.
+    let images = sized(9, 4, 2);
     for (i, shape) in shapes().into_iter().enumerate().filter(|(_, shape)| is_cheap(shape)) {
         let pixels = images * shape.pixels();
         let input = Guarded::from(&noise(pixels * shape.channels, 1));
@@ -204,7 +205,7 @@ fn an_image_is_the_same_alone_and_in_a_batch() {
 
 #[test]
 fn integer_convolutions_are_exact() {
-    let images = 2;
+    let images = sized(9, 4, 2);
     for shape in shapes().into_iter().filter(is_cheap) {
         let (depth, per_group) = (shape.channels / shape.groups, shape.filters / shape.groups);
         let pixels = images * shape.pixels();
@@ -339,6 +340,28 @@ fn pools_take_their_windows() {
                 pool.run_bytes(images, channels, rows, Sign::Signed, &mut out, channels);
                 assert!(out.iter().zip(&signed).all(|(a, e)| *a as i8 == *e), "{name}");
             }
+        }
+    }
+}
+
+#[test]
+fn packed_weights_can_be_had_back() {
+    for shape in shapes() {
+        let count = shape.filters * shape.channels / shape.groups * shape.taps();
+        let floats = noise(count, 7);
+        let bytes: Vec<i8> = (0..count).map(|i| (i * 37 % 251) as i8).collect();
+        for kernels in kernels() {
+            let name = kernels.isa();
+            let conv = kernels.conv(shape).expect("a sound shape");
+            let mut found = vec![f32::NAN; count];
+            conv.unpack(&packed(&conv, &floats), &mut found);
+            assert_eq!(found, floats, "{name} {shape:?}");
+            let conv = kernels.qconv(shape, Sign::Unsigned).expect("a sound shape");
+            let (mut packed, mut sums) = (vec![0; conv.packed_len()], vec![0; conv.sums_len()]);
+            conv.pack(&bytes, &mut packed, &mut sums);
+            let mut found = vec![0; count];
+            conv.unpack(&packed, &mut found);
+            assert_eq!(found, bytes, "{name} {shape:?}");
         }
     }
 }

@@ -42,7 +42,7 @@ fn pack_strided(b: Matrix<'_>, first: usize, cols: usize, width: usize, k: usize
 }
 
 /// One k of a panel: its columns, and zeros.
-pub(crate) fn pack_columns(columns: &[f32], row: &mut [f32]) {
+fn pack_columns(columns: &[f32], row: &mut [f32]) {
     let (head, tail) = row.split_at_mut(columns.len());
     head.copy_from_slice(columns);
     tail.fill(0.0);

@@ -241,3 +241,17 @@ fn short_inputs_are_refused() {
     let packed = vec![0.0; gemm.packed_len()];
     gemm.run(4, Matrix::dense(&[0.0; 15], 4), &packed, target, &Epilogue::default(), &mut []);
 }
+
+#[test]
+fn packed_weights_can_be_had_back() {
+    for kernels in kernels() {
+        for (k, n) in [(0, 3), (1, 1), (3, 16), (5, 17), (2, 33), (7, 48), (4, 100)] {
+            let (gemm, b) = (kernels.gemm(k, n), noise(k * n, 6));
+            let mut packed = vec![0.0; gemm.packed_len()];
+            gemm.pack(Matrix::dense(&b, n), &mut packed);
+            let mut found = vec![f32::NAN; k * n];
+            gemm.unpack(&packed, |r, c, value| found[r * n + c] = value);
+            assert_eq!(found, b, "{k} x {n}");
+        }
+    }
+}

@@ -121,8 +121,7 @@ pub(crate) unsafe fn qtile<S: Simd, const MR: usize, const NV: usize>(t: &QTileA
     // SAFETY: pointers stay within what QTileFn's contract lets be read and written.
     unsafe {
         let mut acc = products::<S, MR, NV>(t, starts::<S, NV>(t));
-        if NV.is_multiple_of(2)
-            && t.cols == NV * <S::V as Vector>::LANES
+        if t.cols == NV * <S::V as Vector>::LANES
             && t.row_terms.is_null()
             && let QOut::Bytes { residual, .. } = t.out
             && residual.data.is_null()
@@ -229,6 +228,13 @@ unsafe fn whole_bytes<S: Simd, const MR: usize, const NV: usize>(t: &QTileArgs, 
                 let a = acc[r][2 * j].to_float().mul(factors[2 * j]);
                 let b = acc[r][2 * j + 1].to_float().mul(factors[2 * j + 1]);
                 S::I::store_rounded([a, b], &to, out.add(r * row + 2 * j * lanes));
+            }
+            if NV % 2 == 1 {
+                // As `store_rounded`, for one vector: the value comes first, and NaN becomes the lower bound.
+                let (low, high) = (S::V::splat(to.low as f32), S::V::splat(to.high as f32));
+                let value = acc[r][NV - 1].to_float().mul(factors[NV - 1]);
+                let rounded = S::I::from_float(value.over(low).under(high)).add(S::I::splat(to.zero));
+                rounded.store_low_bytes(out.add(r * row + (NV - 1) * lanes), lanes);
             }
         }
     }

@@ -1,10 +1,18 @@
-//! Speed against ONNX Runtime: one thread each, in turns, five rounds, median of the rounds' ratios.
+//! Speed against ONNX Runtime: one thread each, in turns, five rounds, median of the rounds' ratios. Time is the process's
+//! processor time: on a machine that does other things too, the clock on the wall counts those in long runs.
 //!
 //! `ROOST_BENCH_ORT` names the libraries to compare with, separated by colons; each runs in a process of its own, since a
-//! process can load one. The faster one counts. Writes `RESULTS.md` beside this file.
+//! process can load one. The faster one counts. Writes `RESULTS.md` beside this file; `limits.md`, which says what limits
+//! the rows that fall short, goes below the table.
+//!
+//! `cargo bench -p roost-native --bench speed -- steps` prints where the time of each row goes instead, and `-- start` how
+//! long a model takes from its file to the first answer. `ROOST_BENCH_ROWS` keeps the rows whose name contains it.
 
+mod clock;
 mod models;
 mod networks;
+mod start;
+mod steps;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -21,11 +29,21 @@ type Failure = Box<dyn Error>;
 
 const ROUNDS: usize = 5;
 /// A round's time per engine: long enough for thousands of small runs and some of the largest.
-const ROUND_MS: u128 = 120;
+const ROUND_SECONDS: f64 = 0.12;
 
 fn main() -> Result<(), Failure> {
     if let Some(library) = std::env::var_os("ROOST_BENCH_CHILD") {
         return compare_with(library.as_ref());
+    }
+    match std::env::args().skip(1).find(|argument| !argument.starts_with('-')).as_deref() {
+        Some("steps") => return models::rows()?.iter().try_for_each(steps::print),
+        Some("start") => {
+            return start::lines()?.iter().try_for_each(|line| {
+                println!("{line}");
+                Ok(())
+            });
+        }
+        _ => {}
     }
     let libraries = std::env::var("ROOST_BENCH_ORT").map_err(
         |_| "set ROOST_BENCH_ORT to the ONNX Runtime libraries to compare with, separated by colons",
@@ -66,7 +84,7 @@ fn write(rows: &BTreeMap<usize, (String, Vec<[f64; 3]>)>, libraries: &str) -> Re
     )?;
     writeln!(text, "- Kernels: {}; compared with {}", roost_kernels::Isa::best(), names.join(", "))?;
     text.push_str(
-        "- In turns, five rounds; µs are medians; the ratio is ONNX Runtime ÷ native, median of rounds, ",
+        "- In turns, five rounds; µs are medians of processor time; the ratio is ONNX Runtime ÷ native, median of rounds, ",
     );
     text.push_str(
         "against the faster library.\n\n| row | native µs | ONNX Runtime µs | ratio |\n|---|---|---|---|\n",
@@ -75,6 +93,12 @@ fn write(rows: &BTreeMap<usize, (String, Vec<[f64; 3]>)>, libraries: &str) -> Re
         let worst = results.iter().min_by(|a, b| a[2].total_cmp(&b[2])).ok_or("a row without results")?;
         writeln!(text, "| {name} | {:.1} | {:.1} | {:.2} |", worst[0], worst[1], worst[2])?;
     }
+    text.push_str("\n## Start and memory\n\n");
+    for line in start::lines()? {
+        writeln!(text, "- {line}")?;
+    }
+    text.push('\n');
+    text.push_str(include_str!("../limits.md"));
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/RESULTS.md");
     std::fs::write(path, &text)?;
     print!("{text}");
@@ -140,21 +164,19 @@ impl Sink for Count {
 }
 
 /// The median time of a run, in µs. Short runs are timed many at once.
-#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
 fn median(mut run: impl FnMut() -> Result<(), Failure>) -> Result<f64, Failure> {
-    use std::time::Instant;
     run()?;
-    let once = Instant::now();
+    let once = clock::seconds();
     run()?;
-    let count = (20_000 / once.elapsed().as_nanos().max(1)).clamp(1, 1000) as u32;
-    let start = Instant::now();
+    let count = (20e-6 / (clock::seconds() - once).max(1e-9)).clamp(1.0, 1000.0) as u32;
+    let start = clock::seconds();
     let mut samples = Vec::new();
-    while start.elapsed().as_millis() < ROUND_MS || samples.len() < 3 {
-        let begin = Instant::now();
+    while clock::seconds() - start < ROUND_SECONDS || samples.len() < 3 {
+        let begin = clock::seconds();
         for _ in 0..count {
             run()?;
         }
-        samples.push(begin.elapsed().as_secs_f64() * 1e6 / f64::from(count));
+        samples.push((clock::seconds() - begin) * 1e6 / f64::from(count));
     }
     samples.sort_by(f64::total_cmp);
     Ok(samples[samples.len() / 2])

@@ -22,10 +22,15 @@ pub struct Row {
     pub inputs: Vec<Tensor>,
 }
 
+/// The folder of the test models.
+pub fn models() -> PathBuf {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/models");
+    std::env::var_os("ROOST_TEST_MODELS").map_or(beside, PathBuf::from)
+}
+
 /// All rows; `ROOST_BENCH_ROWS` keeps those whose name contains it.
 pub fn rows() -> Result<Vec<Row>, Failure> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/models");
-    let models = std::env::var_os("ROOST_TEST_MODELS").map_or(beside, PathBuf::from);
+    let models = models();
     let wanted = std::env::var("ROOST_BENCH_ROWS").unwrap_or_default();
     let mut rows = Vec::new();
     let cases: [(&str, &[usize]); 8] = [

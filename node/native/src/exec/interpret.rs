@@ -86,7 +86,8 @@ pub fn run(
     inputs: &[Option<&Tensor>],
     context: Context<'_>,
 ) -> Result<Vec<Tensor>, OpError> {
-    let aligned: Vec<Option<Tensor>> = inputs.iter().map(|tensor| tensor.map(Tensor::aligned)).collect();
+    let read = |i: usize| inputs[i].filter(|_| !lowered.unread.contains(&i));
+    let aligned: Vec<Option<Tensor>> = (0..inputs.len()).map(|i| read(i).map(Tensor::aligned)).collect();
     let slices: Vec<&[u8]> =
         aligned.iter().map(|tensor| tensor.as_ref().map_or(&[][..], Tensor::bytes)).collect();
     let mut buffers: Vec<AlignedBuf> = outs.iter().map(|out| AlignedBuf::zeroed(out.bytes())).collect();

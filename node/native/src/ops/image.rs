@@ -93,7 +93,10 @@ pub fn lower_conv(
         vec![w.shape[0], w.shape[1], w.shape[2], w.shape[3], conv.group, target.kernels.layout().panel];
     let len = kernel.packed_len() * size_of::<f32>();
     let pack = |out: &mut [u8]| kernel.pack(&weights.values::<f32>(), bytemuck::cast_slice_mut(out));
-    let weights: Arc<AlignedBuf> = packed(weights, Layout { kernel: "conv", numbers }, len, pack);
+    let unpack = move |packed: &[u8], weights: &mut [u8]| {
+        kernel.unpack(bytemuck::cast_slice(packed), bytemuck::cast_slice_mut(weights));
+    };
+    let weights: Arc<AlignedBuf> = packed(weights, Layout { kernel: "conv", numbers }, len, pack, unpack);
     let [biased, residual] = [2, 3].map(|i| ins.get(i).is_some());
     let (nchw, activation, filters) = (conv.nchw, conv.activation, shape.filters);
     let stride = stride.unwrap_or(filters);
@@ -120,7 +123,14 @@ pub fn lower_conv(
         Ok(())
     };
     let scratch = kernel.scratch_len(images) * size_of::<f32>();
-    Ok(Lowered::new("conv", run).with_scratch(scratch).without_reading(&[1]))
+    let family = match kernel.tile(images) {
+        None => "conv.depthwise",
+        Some(_) if nchw => "conv.stem",
+        Some(_) if shape.taps() == 1 => "conv.pointwise",
+        Some(_) => "conv.spatial",
+    };
+    let lowered = Lowered::new(family, run).on_tile(target, kernel.tile(images));
+    Ok(lowered.with_scratch(scratch).without_reading(&[1]))
 }
 
 /// A pool over images.

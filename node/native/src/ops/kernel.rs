@@ -1,9 +1,11 @@
 //! A compiled operator: the closure that computes it, and the scratch it needs.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::error::OpError;
 use crate::exec::io::Io;
+use crate::ops::Target;
 
 /// Computes one node for one set of shapes.
 pub type Run = Box<dyn Fn(&mut Io<'_>) -> Result<(), OpError> + Send + Sync>;
@@ -14,8 +16,9 @@ pub struct Lowered {
     pub run: Run,
     /// Bytes of scratch, given as the output after the last.
     pub scratch_bytes: usize,
-    /// The kernel's name, for inspection.
-    pub kernel: &'static str,
+    /// The kernel's name, for inspection: its family, and where it has them its instruction set and tile, such as
+    /// `conv.pointwise avx512 12x32`.
+    pub kernel: Cow<'static, str>,
     /// Inputs that the kernel took over when it was made, such as packed weights, and does not read again.
     pub unread: &'static [usize],
 }
@@ -26,7 +29,24 @@ impl Lowered {
         kernel: &'static str,
         run: impl Fn(&mut Io<'_>) -> Result<(), OpError> + Send + Sync + 'static,
     ) -> Self {
-        Self { run: Box::new(run), scratch_bytes: 0, kernel, unread: &[] }
+        Self { run: Box::new(run), scratch_bytes: 0, kernel: Cow::Borrowed(kernel), unread: &[] }
+    }
+
+    /// With the instruction set in its name.
+    #[must_use]
+    pub fn on(mut self, target: Target) -> Self {
+        self.kernel = format!("{} {}", self.kernel, target.kernels.isa()).into();
+        self
+    }
+
+    /// With the instruction set and the tile, rows by columns, in its name.
+    #[must_use]
+    pub fn on_tile(self, target: Target, tile: Option<[usize; 2]>) -> Self {
+        let mut lowered = self.on(target);
+        if let Some([rows, columns]) = tile {
+            lowered.kernel = format!("{} {rows}x{columns}", lowered.kernel).into();
+        }
+        lowered
     }
 
     /// With inputs that are not read when it runs.

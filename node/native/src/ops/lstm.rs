@@ -58,7 +58,7 @@ pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target) -> Result<Option<Lowered
         }
         Ok(())
     };
-    Ok(Some(Lowered::new("lstm", run).with_scratch(scratch).without_reading(&[1, 2])))
+    Ok(Some(Lowered::new("lstm", run).on(target).with_scratch(scratch).without_reading(&[1, 2])))
 }
 
 /// The weights of all directions, `[directions, width, k]`, packed one after the other.
@@ -73,14 +73,25 @@ fn packed_directions(
     let each = gemm.packed_len();
     let numbers = vec![directions, width, k, panel];
     let tensor = w.value.expect("the caller has looked");
-    packed(tensor, Layout { kernel: "lstm", numbers }, directions * each * size_of::<f32>(), |out| {
+    let pack = |out: &mut [u8]| {
         let values = tensor.values::<f32>();
         let out: &mut [f32] = bytemuck::cast_slice_mut(out);
         for d in 0..directions {
             let matrix = Matrix::transposed(&values[d * width * k..(d + 1) * width * k], k);
             gemm.pack(matrix, &mut out[d * each..(d + 1) * each]);
         }
-    })
+    };
+    let of = *gemm;
+    let unpack = move |packed: &[u8], weights: &mut [u8]| {
+        let packed: &[f32] = bytemuck::cast_slice(packed);
+        let weights: &mut [f32] = bytemuck::cast_slice_mut(weights);
+        for d in 0..directions {
+            let weights = &mut weights[d * width * k..(d + 1) * width * k];
+            of.unpack(&packed[d * each..(d + 1) * each], |r, c, value| weights[c * k + r] = value);
+        }
+    };
+    let layout = Layout { kernel: "lstm", numbers };
+    packed(tensor, layout, directions * each * size_of::<f32>(), pack, unpack)
 }
 
 /// The packed weights of a direction.

@@ -77,7 +77,12 @@ pub fn lower(ins: Facts<'_>, linear: Linear, target: Target) -> Result<Lowered, 
             let pack = |out: &mut [u8]| {
                 gemm.pack(read_b(&tensor.values::<f32>(), trans_b, k, n), bytemuck::cast_slice_mut(out))
             };
-            Weights::Packed(packed(tensor, Layout { kernel: "gemm", numbers }, len, pack))
+            let unpack = move |packed: &[u8], b: &mut [u8]| {
+                let b: &mut [f32] = bytemuck::cast_slice_mut(b);
+                let (row, col) = if trans_b { (1, k) } else { (n, 1) };
+                gemm.unpack(bytemuck::cast_slice(packed), |r, c, value| b[r * row + c * col] = value);
+            };
+            Weights::Packed(packed(tensor, Layout { kernel: "gemm", numbers }, len, pack, unpack))
         }
         None => Weights::Live,
     };
@@ -108,7 +113,7 @@ pub fn lower(ins: Facts<'_>, linear: Linear, target: Target) -> Result<Lowered, 
         }
         Ok(())
     };
-    let lowered = Lowered::new("gemm", run).with_scratch(scratch);
+    let lowered = Lowered::new("gemm", run).on_tile(target, Some(gemm.tile(m))).with_scratch(scratch);
     Ok(if live == 0 && k * n > 0 { lowered.without_reading(&[1]) } else { lowered })
 }
 

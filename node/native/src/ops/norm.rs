@@ -51,7 +51,7 @@ pub fn lower_softmax(
     // Only ones after the axis: the rows are contiguous. Others are gathered into a row, to the same bits.
     if inner == 1 && kind != Softmax::Hard {
         let kernels = target.kernels;
-        return Ok(Lowered::new("softmax", move |io| {
+        let run = move |io: &mut crate::exec::io::Io<'_>| {
             let (x, out) = (io.input::<f32>(0), io.take::<f32>(0));
             for (x, out) in x.chunks_exact(len.max(1)).zip(out.chunks_exact_mut(len.max(1))) {
                 match kind {
@@ -60,7 +60,8 @@ pub fn lower_softmax(
                 }
             }
             Ok(())
-        }));
+        };
+        return Ok(Lowered::new("softmax", run).on(target));
     }
     let kernels = target.kernels;
     let run = move |io: &mut crate::exec::io::Io<'_>| {
@@ -80,7 +81,7 @@ pub fn lower_softmax(
         }
         Ok(())
     };
-    Ok(Lowered::new("softmax", run).with_scratch(2 * len * size_of::<f32>()))
+    Ok(Lowered::new("softmax", run).on(target).with_scratch(2 * len * size_of::<f32>()))
 }
 
 /// One at the first maximum, zero elsewhere.

@@ -88,7 +88,10 @@ pub fn lower(
         let packed = &mut bytemuck::cast_slice_mut(packed)[..kernel.packed_len()];
         kernel.pack(&weights.values::<i8>(), packed, bytemuck::cast_slice_mut(sums));
     };
-    let weights = packed(weights, Layout { kernel: "quantised conv", numbers }, whole, pack);
+    let unpack = move |all: &[u8], weights: &mut [u8]| {
+        kernel.unpack(bytemuck::cast_slice(&all[..kernel.packed_len()]), bytemuck::cast_slice_mut(weights));
+    };
+    let weights = packed(weights, Layout { kernel: "quantised conv", numbers }, whole, pack, unpack);
     let biased = ins.get(2).is_some();
     let (filters, channels) = (shape.filters, shape.channels);
     let stride = stride.unwrap_or(filters);
@@ -113,7 +116,13 @@ pub fn lower(
         Ok(())
     };
     let scratch = kernel.scratch_len() * size_of::<i32>();
-    Ok(Lowered::new("quantised conv", run).with_scratch(scratch).without_reading(&[1]))
+    let family = match kernel.tile(images) {
+        None => "qconv.depthwise",
+        Some(_) if shape.taps() == 1 => "qconv.pointwise",
+        Some(_) => "qconv.spatial",
+    };
+    let lowered = Lowered::new(family, run).on_tile(target, kernel.tile(images));
+    Ok(lowered.with_scratch(scratch).without_reading(&[1]))
 }
 
 /// Bytes of images from `[N, C, H, W]` to `[N, H, W, channels]`.
@@ -164,18 +173,30 @@ pub fn infer_table(ins: Facts<'_>, table: &Table) -> Result<Vec<Out>, OpError> {
     Ok(vec![Out::new(table.to, x.shape)])
 }
 
-/// The kernel of a table.
-pub fn lower_table(table: &Table) -> Result<Lowered, OpError> {
+/// The kernel of a table. `stride` is the distance of rows of the last dimension.
+pub fn lower_table(
+    ins: Facts<'_>,
+    table: &Table,
+    stride: Option<usize>,
+    target: Target,
+) -> Result<Lowered, OpError> {
     let entries: [u8; 256] = table.entries[..]
         .try_into()
         .map_err(|_| OpError::Shape("a table of other than 256 entries".into()))?;
-    Ok(Lowered::new("table", move |io| {
-        let x = io.bytes(0);
-        for (out, x) in io.take_bytes(0).iter_mut().zip(x) {
-            *out = entries[usize::from(*x)];
+    let (kernels, columns) = (target.kernels, ins.need(0)?.shape.last().copied().unwrap_or(1).max(1));
+    let run = move |io: &mut crate::exec::io::Io<'_>| {
+        let (x, out) = (io.bytes(0), io.take_bytes(0));
+        match stride {
+            None => kernels.lookup(&entries, x, out),
+            Some(stride) => {
+                for (x, out) in x.chunks_exact(columns).zip(out.chunks_mut(stride)) {
+                    kernels.lookup(&entries, x, &mut out[..columns]);
+                }
+            }
         }
         Ok(())
-    }))
+    };
+    Ok(Lowered::new("table", run).on(target))
 }
 
 /// A scale and a zero point of one value, where they are constant.

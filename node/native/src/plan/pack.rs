@@ -1,48 +1,121 @@
 //! Weights in the layout that kernels read, made once and shared by every plan and session of the process.
 //!
-//! A packed weight is known by the digest of what it was made from and by how it was packed; it lives as long as a plan
-//! holds it.
+//! A tensor remembers its own packed forms. Those of other tensors, of another program for the same model say, are found
+//! by their bytes: packing is cheaper than a digest of what is packed. A form lives as long as a plan or a tensor holds it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+pub use crate::tensor::form::Layout;
+use crate::tensor::form::Unpack;
 use crate::tensor::{AlignedBuf, Tensor};
 
-/// How a weight was packed: the kernel's name, the numbers that its layout depends on.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Layout {
-    /// Which kernel.
-    pub kernel: &'static str,
-    /// Sizes, strides, panel widths.
-    pub numbers: Vec<usize>,
-}
+/// A layout, and [`fingerprint`].
+type Key = (Layout, u64);
 
-type Key = ([u8; 32], Layout);
+type Shared = HashMap<Key, Vec<Weak<AlignedBuf>>>;
 
-static SHARED: Mutex<Option<HashMap<Key, Weak<AlignedBuf>>>> = Mutex::new(None);
+static SHARED: Mutex<Option<Shared>> = Mutex::new(None);
 
 /// Bytes of all packed weights that the process holds now.
 pub fn bytes() -> usize {
     let shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    shared.iter().flatten().filter_map(|(_, weak)| weak.upgrade()).map(|buffer| buffer.len()).sum()
+    let alive = shared.iter().flat_map(HashMap::values).flatten().filter_map(Weak::upgrade);
+    alive.map(|buffer| buffer.len()).sum()
 }
 
-/// The packed weight of `tensor`, made by `pack` unless the process has it.
-pub fn packed(tensor: &Tensor, layout: Layout, len: usize, pack: impl FnOnce(&mut [u8])) -> Arc<AlignedBuf> {
-    let key = (tensor.digest(), layout);
-    let lock = || SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(found) = lock().get_or_insert_default().get(&key).and_then(Weak::upgrade) {
-        return found;
+/// The packed form of `tensor`, made by `pack` unless there is one; `unpack` is the way back.
+pub fn packed(
+    tensor: &Tensor,
+    layout: Layout,
+    len: usize,
+    pack: impl FnOnce(&mut [u8]),
+    unpack: impl Fn(&[u8], &mut [u8]) + Send + Sync + 'static,
+) -> Arc<AlignedBuf> {
+    if let Some(known) = tensor.forms().get(&layout) {
+        return known;
     }
-    let mut buffer = AlignedBuf::zeroed(len);
-    pack(buffer.bytes_mut());
-    let buffer = Arc::new(buffer);
+    let mut made = AlignedBuf::zeroed(len);
+    pack(made.bytes_mut());
+    let buffer = shared(layout.clone(), made);
+    let unpack: Unpack = Arc::new(unpack);
+    tensor.forms().add(layout, &buffer, unpack);
+    buffer
+}
+
+/// The buffer of the process with these bytes: one that is alive, or this.
+fn shared(layout: Layout, made: AlignedBuf) -> Arc<AlignedBuf> {
+    let key = (layout, fingerprint(made.bytes()));
+    let lock = || SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    let alike: Vec<_> = lock()
+        .get_or_insert_default()
+        .get(&key)
+        .map(|list| list.iter().filter_map(Weak::upgrade).collect())
+        .unwrap_or_default();
+    // Compared without the lock: it takes as long as reading both.
+    if let Some(same) = alike.into_iter().find(|buffer| buffer.bytes() == made.bytes()) {
+        return same;
+    }
+    let buffer = Arc::new(made);
     let mut shared = lock();
     let map = shared.get_or_insert_default();
     // Dead entries go when the map grows, so it is never more than twice what is alive.
     if map.len() == map.capacity() {
-        map.retain(|_, weak| weak.strong_count() > 0);
+        map.values_mut().for_each(|list| list.retain(|weak| weak.strong_count() > 0));
+        map.retain(|_, list| !list.is_empty());
     }
-    map.insert(key, Arc::downgrade(&buffer));
+    map.entry(key).or_default().push(Arc::downgrade(&buffer));
     buffer
+}
+
+/// A number that tells most weights apart: some words of them, mixed as in FNV-1a.
+fn fingerprint(bytes: &[u8]) -> u64 {
+    const WORDS: usize = 64;
+    let words = bytes.as_chunks::<8>().0;
+    let step = (words.len() / WORDS).max(1);
+    let mix = |hash: u64, word: &[u8; 8]| (hash ^ u64::from_le_bytes(*word)).wrapping_mul(0x0100_0000_01b3);
+    words.iter().step_by(step).fold(0xcbf2_9ce4_8422_2325, mix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn form(tensor: &Tensor, kernel: &'static str) -> Arc<AlignedBuf> {
+        let layout = Layout { kernel, numbers: vec![tensor.len()] };
+        let reverse = |from: &[u8], to: &mut [u8]| {
+            to.copy_from_slice(from);
+            to.reverse();
+        };
+        packed(tensor, layout, tensor.bytes().len(), |out| reverse(tensor.bytes(), out), reverse)
+    }
+
+    #[test]
+    fn equal_weights_share_one_form() {
+        let bytes: Vec<u8> = (0..200).collect();
+        let [a, b] = [0, 1].map(|_| Tensor::of(&[200], &bytes));
+        let c = Tensor::of(&[200], &[7_u8; 200]);
+        assert!(
+            Arc::ptr_eq(&form(&a, "reverse"), &form(&b, "reverse"))
+                || Arc::strong_count(&form(&a, "reverse")) == 1
+        );
+        let held = form(&a, "reverse");
+        assert!(Arc::ptr_eq(&held, &form(&b, "reverse")));
+        assert!(!Arc::ptr_eq(&held, &form(&c, "reverse")));
+        assert!(!Arc::ptr_eq(&held, &form(&a, "other")));
+    }
+
+    #[test]
+    fn a_condensed_tensor_has_the_same_bytes() {
+        let tensor = Tensor::of(&[2, 100], &(0..200).collect::<Vec<u8>>());
+        assert!(tensor.condensed().is_none(), "it has no form yet");
+        drop(form(&tensor, "dropped"));
+        assert!(tensor.condensed().is_none(), "nobody holds its form");
+        let held = form(&tensor, "held");
+        let condensed = tensor.condensed().expect("it has a form");
+        drop(held);
+        assert!(tensor.forms().first().is_some(), "the condensed tensor holds the form");
+        assert!(condensed.is_clone_of(&tensor) && condensed.condensed().is_none());
+        assert_eq!((condensed.bytes(), condensed.shape()), (tensor.bytes(), tensor.shape()));
+    }
 }

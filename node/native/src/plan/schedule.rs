@@ -3,6 +3,7 @@
 //! Views (reshapes, contiguous slices) get no step: they are ranges of what they look at. Every other node is a step
 //! with a kernel, the places of its inputs, and the ranges of its outputs and scratch.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::error::{OpError, RunError};
@@ -31,7 +32,7 @@ pub struct Step {
     /// The operator.
     pub op: &'static str,
     /// The kernel.
-    pub kernel: &'static str,
+    pub kernel: Cow<'static, str>,
     /// Shapes and types of outputs.
     pub outs: Vec<Out>,
 }
@@ -84,7 +85,8 @@ fn concats(graph: &Graph, places: &mut [Place]) -> Vec<bool> {
         let fits = |id: &Option<ValueId>| {
             let Some(id) = id else { return false };
             let producer = producers[id.index()].map(|at| &graph.nodes[at].op);
-            let strided = matches!(producer, Some(Op::ConvImage(_) | Op::QConv(_) | Op::PoolImage(_)));
+            let strided =
+                matches!(producer, Some(Op::ConvImage(_) | Op::QConv(_) | Op::PoolImage(_) | Op::Table(_)));
             strided && uses[id.index()] == 1
         };
         if out.is_empty() || !node.inputs.iter().all(fits) {

@@ -5,7 +5,7 @@ use roost_kernels::Isa;
 use roost_native::compare::digest;
 use roost_native::exec::interpret;
 use roost_native::ops::Target;
-use roost_native::{DType, Input, Session, Tensor};
+use roost_native::{DType, Input, Session, Tensor, inspect};
 
 use crate::places;
 
@@ -92,6 +92,60 @@ fn a_row_does_not_depend_on_its_batch() {
 }
 
 #[test]
+fn a_batch_in_parts_gives_the_bits_of_its_rows() {
+    for name in ["squeezenet_fp32", "squeezenet_int8_qdq"] {
+        let program = places::program(&places::model(name), None);
+        let images = numbers(&[3, 3, 224, 224]);
+        let plan = inspect::plan(&program, &[images.shape().to_vec()]).expect("it plans").expect("a plan");
+        assert_eq!(plan.parts, 3, "{name}: results of an image fill the caches");
+        let mut session = Session::new(program);
+        // Each of these is its own plan; the batch comes last and first.
+        let whole = run(&mut session, std::slice::from_ref(&images));
+        let bytes = images.bytes().len() / 3;
+        let outputs = whole[0].bytes().len() / 3;
+        for row in 0..3 {
+            let image = &images.bytes()[row * bytes..(row + 1) * bytes];
+            let alone = run(&mut session, &[Tensor::of_dtype(DType::F32, &[1, 3, 224, 224], image)]);
+            assert_eq!(
+                alone[0].bytes(),
+                &whole[0].bytes()[row * outputs..(row + 1) * outputs],
+                "{name} {row}"
+            );
+        }
+        assert_eq!(run(&mut session, &[images])[0].bytes(), whole[0].bytes());
+    }
+}
+
+#[test]
+fn a_plan_names_the_tiles_of_each_instruction_set() {
+    for isa in Isa::available() {
+        let program = places::program(&places::model("digits_v2_conv"), Some(*isa));
+        let plan = inspect::plan(&program, &[vec![8, 1, 8, 8]]).expect("it plans").expect("a plan");
+        let kernel = |op: &str| &plan.steps.iter().find(|step| step.op == op).expect("a step").kernel;
+        for (op, family) in [("Conv NHWC", "conv.stem"), ("Linear", "gemm")] {
+            let words: Vec<&str> = kernel(op).split(' ').collect();
+            let &[found, on, tile] = &words[..] else { panic!("{words:?}") };
+            assert_eq!((found, on), (family, isa.name()));
+            let sizes: Vec<usize> = tile.split('x').filter_map(|size| size.parse().ok()).collect();
+            assert!(sizes.len() == 2 && sizes.iter().all(|size| (1..=64).contains(size)), "{tile}");
+        }
+    }
+}
+
+#[test]
+fn a_weight_that_was_freed_comes_back_for_a_reader_of_its_bytes() {
+    let program = places::program(&places::model("digits_v2_conv"), None);
+    let inputs = inputs("digits_v2_conv", 2);
+    let expected = run(&mut Session::new(std::sync::Arc::clone(&program)), &inputs);
+    // The interpreter convolves in NCHW, from the weights as the file has them.
+    let context = interpret::Context { bytes_max: 1 << 30, cancelled: &|| false, target: program.target() };
+    let found = interpret::graph(&program.graph(), inputs, context).expect("it runs");
+    for (found, expected) in found[0].floats().iter().zip(expected[0].floats()) {
+        assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+    }
+}
+
+#[test]
 fn shapes_are_bound_anew_and_old_ones_kept() {
     let mut session = Session::new(places::program(&places::model("digits_v2_conv"), None));
     let expected = run(&mut session, &inputs("digits_v2_conv", 2));
@@ -112,7 +166,7 @@ fn the_interpreter_agrees_with_the_plan() {
     let expected = run(&mut Session::new(std::sync::Arc::clone(&program)), &inputs);
     let target = Target { kernels: roost_kernels::Kernels::best() };
     let context = interpret::Context { bytes_max: 1 << 30, cancelled: &|| false, target };
-    let found = interpret::graph(program.graph(), inputs, context).expect("it runs");
+    let found = interpret::graph(&program.graph(), inputs, context).expect("it runs");
     for (found, expected) in found.iter().zip(&expected) {
         assert_eq!(found.bytes(), expected.bytes());
     }

@@ -62,10 +62,12 @@ struct PortReport {
 #[derive(Serialize)]
 struct PlanReport {
     input_shapes: Vec<Vec<usize>>,
+    /// How often the steps run, each time for a part of the rows.
+    parts: usize,
     arena_bytes: usize,
     const_bytes: usize,
     /// How often each kernel is called.
-    kernels: BTreeMap<&'static str, usize>,
+    kernels: BTreeMap<String, usize>,
     steps: Vec<StepReport>,
 }
 
@@ -73,7 +75,7 @@ struct PlanReport {
 struct StepReport {
     node: String,
     op: &'static str,
-    kernel: &'static str,
+    kernel: String,
     output: String,
     arena: [usize; 2],
 }
@@ -133,7 +135,7 @@ fn planned(subject: &Subject, shapes: &[Vec<usize>]) -> (Option<PlanReport>, Opt
 
 fn described(plan: PlanInfo, shapes: &[Vec<usize>]) -> PlanReport {
     let mut kernels = BTreeMap::new();
-    plan.steps.iter().for_each(|step| *kernels.entry(step.kernel).or_default() += 1);
+    plan.steps.iter().for_each(|step| *kernels.entry(step.kernel.clone()).or_default() += 1);
     let step = |step: inspect::StepInfo| StepReport {
         node: step.node,
         op: step.op,
@@ -143,6 +145,7 @@ fn described(plan: PlanInfo, shapes: &[Vec<usize>]) -> PlanReport {
     };
     PlanReport {
         input_shapes: shapes.to_vec(),
+        parts: plan.parts,
         arena_bytes: plan.arena_bytes,
         const_bytes: plan.const_bytes,
         kernels,
@@ -179,13 +182,16 @@ fn print(report: &Report) {
         "  plan for {:?}: arena {} bytes, constants beside packed weights {} bytes",
         plan.input_shapes, plan.arena_bytes, plan.const_bytes
     );
+    if plan.parts > 1 {
+        println!("  in {} parts, one after the other: the steps are those of a part", plan.parts);
+    }
     let kernels: Vec<_> = plan.kernels.iter().map(|(kernel, count)| format!("{kernel} {count}")).collect();
     println!("  kernels: {}", kernels.join(", "));
-    println!("  {:>4}  {:20}  {:24}  {:28}  {:>21}  NODE", "STEP", "OP", "KERNEL", "OUTPUT", "ARENA");
+    println!("  {:>4}  {:20}  {:29}  {:28}  {:>21}  NODE", "STEP", "OP", "KERNEL", "OUTPUT", "ARENA");
     for (at, step) in plan.steps.iter().enumerate() {
         let arena = format!("{}..{}", step.arena[0], step.arena[1]);
         println!(
-            "  {at:4}  {:20}  {:24}  {:28}  {arena:>21}  {}",
+            "  {at:4}  {:20}  {:29}  {:28}  {arena:>21}  {}",
             step.op, step.kernel, step.output, step.node
         );
     }
