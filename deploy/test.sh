@@ -15,6 +15,7 @@ Runs, from any folder, and stops at the first failure:
                 either engine; the native one alone must not name ONNX Runtime's bindings
   test          cargo test on the workspace, doc tests and simulations included; all failures are shown
   conformance   roost-node conformance on ONNX's 882 operator tests, fetched from the pinned wheel
+  network       deploy/test-network.sh: a cluster whose network is cut, loses and delays (as root, where there is iproute2)
   doc           cargo doc on the workspace, warnings are errors
   arm64         deploy/test-arm64.sh: kernels and output bits on ARM64, by qemu (where there is apt-get)
 
@@ -96,6 +97,12 @@ step edge edge_native
 # The simulator's known bugs too: they are switches of builds with debug assertions, so they need no build of their own.
 step test cargo test --workspace --locked --no-fail-fast
 step conformance conformance
+if ((EUID == 0)) && command -v ip >/dev/null && ip netns add roost-try 2>/dev/null; then
+  ip netns del roost-try
+  step network deploy/test-network.sh
+else
+  echo "note: no network namespaces here; deploy/test-network.sh --help says what it needs" >&2
+fi
 step doc env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 if command -v apt-get >/dev/null; then
   step arm64 deploy/test-arm64.sh

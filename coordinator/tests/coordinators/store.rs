@@ -205,8 +205,10 @@ async fn push_once(
         ControlRequest::Change { request, sent: Epoch::default(), change }
     };
     ask_at(control, address, &change(1, Change::ReservePush { files: files.clone() })).await?;
-    let read =
-        async |_: &_, offset: u64, bytes: u64| Ok(content.slice(offset as usize..(offset + bytes) as usize));
+    let read = |_, offset: u64, bytes: u64| {
+        let chunk = content.slice(offset as usize..(offset + bytes) as usize);
+        async move { Ok(chunk) }
+    };
     match bundles::upload(links, address, &files, read, |_| {}).await {
         Ok(_) => {}
         Err(TransferError::Refused(error)) => return Err(error),

@@ -165,7 +165,7 @@ async fn all_keep_the_same(control: &Control) {
         let asked = Reconfigure::TransferLeader { to: Some(node) };
         control.reconfigure(asked, Duration::from_secs(30)).await.unwrap();
         let kept = kept(control).await;
-        assert_eq!(first.get_or_insert_with(|| kept), &self::kept(control).await);
+        assert_eq!(first.get_or_insert(kept), &self::kept(control).await);
     }
 }
 

@@ -8,9 +8,9 @@ use roost_protocol::frame::Kind;
 use roost_protocol::ids::{Digest, Incarnation, ModelName, NodeId, RequestId, Revision, Term, Version};
 use roost_protocol::messages::control::{
     Answer, BundleRequest, BundleResponse, Change, ClusterSummary, ControlRequest, ControlResponse, Done,
-    Heartbeat, HeldFrom, Hello, LevelSummary, MemberSummary, MembersSummary, ModelSummary, Outcome, Query, Reconfigure,
-    Reconfigured, Rollout, RolloutEvent, RolloutEventKind, RolloutState, RolloutSummary, SoftUpdate,
-    VersionStatistics, VersionSummary, WatchUpdate, Watched,
+    Heartbeat, HeldFrom, Hello, LevelSummary, MemberSummary, MembersSummary, ModelSummary, Outcome, Query,
+    Reconfigure, Reconfigured, Rollout, RolloutEvent, RolloutEventKind, RolloutState, RolloutSummary,
+    SoftUpdate, VersionStatistics, VersionSummary, WatchUpdate, Watched,
 };
 use roost_protocol::view::SoftState;
 

@@ -292,6 +292,7 @@ fn kind_of(error: &CommandError) -> &'static str {
         | CommandError::UnknownNode { .. }
         | CommandError::AlreadyInitialised { .. }
         | CommandError::NotInitialised
-        | CommandError::RequestTooOld { .. } => "",
+        | CommandError::RequestTooOld { .. }
+        | CommandError::LevelTooLow { .. } => "",
     }
 }
