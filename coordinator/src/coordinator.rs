@@ -28,15 +28,15 @@ use crate::raft::{Log, Machine};
 use crate::shared::Shared;
 use crate::{artefact, bootstrap, leader, members, server};
 
-/// The leader is heard this often: a quarter of the shortest election timeout, of which two pass before anybody stands for
+/// The leader is heard this often: three times in the shortest election timeout, of which three pass before anybody stands for
 /// election, so that loss of a few packets is no reason to elect another.
 pub(crate) const HEARTBEAT_MS: u64 = 100;
 /// Shorter elects faster after a death; longer spares elections on a stalled disk or a busy core. A follower that has heard a
 /// leader lets [`ELECTION_MS_MAX`] pass, its lease, and then a time between this and that: with these, writes go on about
 /// 1.5 s after the leader's death.
-const ELECTION_MS_MIN: u64 = 400;
+const ELECTION_MS_MIN: u64 = 350;
 /// Twice the shortest, so that two candidates rarely collide.
-pub(crate) const ELECTION_MS_MAX: u64 = 800;
+pub(crate) const ELECTION_MS_MAX: u64 = 700;
 /// How long a leader without a quorum is quiet between two attempts to reach one: long enough for those that it still
 /// reaches to elect another with the rest.
 const PROBE_MS: u64 = 2 * ELECTION_MS_MAX;
