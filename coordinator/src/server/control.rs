@@ -103,7 +103,14 @@ pub(crate) async fn hand_on(
     };
     // One that died is silent until its connection times out, and by then another may lead.
     tokio::select! {
-        answer = ask_leader(shared, id, &leader, request, by) => answer,
+        answer = ask_leader(shared, id, &leader, request, by) => match answer {
+            // It is not this coordinator that does not answer.
+            Err(ControlError::Unreachable { node, reason: why }) => {
+                let reason = reason(format!("the last known leader, {node}, does not answer: {why}"));
+                Err(ControlError::NoQuorum { reason })
+            }
+            answer => answer,
+        },
         () = shared.until_leader(|leader| leader != Some(id)) => {
             Err(ControlError::NoQuorum { reason: format!("node {id} leads no more") })
         }
