@@ -162,8 +162,13 @@ async fn all_keep_the_same(control: &Control) {
     let members: Vec<NodeId> = control.members().await.unwrap().members.iter().map(|m| m.node).collect();
     let mut first = None;
     for node in members {
+        // Refused for good while the leader has not heard it for a moment.
+        let deadline = Instant::now() + PATIENCE;
         let asked = Reconfigure::TransferLeader { to: Some(node) };
-        control.reconfigure(asked, Duration::from_secs(30)).await.unwrap();
+        while let Err(error) = control.reconfigure(asked.clone(), Duration::from_secs(30)).await {
+            assert!(Instant::now() < deadline, "{node} does not get to lead: {error}");
+            all_caught_up(control).await;
+        }
         let kept = kept(control).await;
         assert_eq!(first.get_or_insert(kept), &self::kept(control).await);
     }
