@@ -194,7 +194,9 @@ async fn recover_on(disk: &Disk, recovery: Recovery) -> Result<Recovered, Recove
     let was = folder.coordinators().iter().chain(state.coordinators());
     let was: Vec<NodeId> = was.filter(|(_, known)| known.name == founder.name).map(|(id, _)| *id).collect();
     let state = state.refounded(next.max(recovery.generation_min), (recovery.node, founder), &was);
-    let term = term.max(1);
+    // Clients and workers order what nodes report by the term, and may have heard of later ones than this folder: each generation
+    // has terms of its own, higher than any election of those before can reach.
+    let term = term.max(u64::from(state.epoch().generation) << 32);
     let member = crate::raft::types::Member {
         name: recovery.founder.name.to_string(),
         address: recovery.founder.address,

@@ -83,7 +83,12 @@ fn first_replicas(
     is_fit: impl Fn(NodeId) -> bool,
 ) -> Vec<NodeId> {
     let preferred = preference(view, ring, model, version);
-    let leaves = |node: &Node| node.state == NodeState::Draining || node.hold.is_some();
+    let leaves = |node: &Node| match node.state {
+        NodeState::Active => node.hold.is_some(),
+        NodeState::Draining => true,
+        // A machine that was drained and taken away.
+        NodeState::Out => false,
+    };
     let leaving = view.nodes.iter().filter(|(id, node)| leaves(node) && !preferred.contains(id));
     let leaving: Vec<NodeId> = leaving.map(|(id, _)| *id).collect();
     let replicas = hosted(view, model, version).map(|hosted| hosted.manifest.replicas);

@@ -46,10 +46,11 @@ impl DiskFault {
     pub(super) fn of_operation(operation: Operation, error: &io::Error) -> Self {
         let text = error.to_string().into();
         match (operation, error.kind()) {
+            // Whatever the reason, nobody knows what of the cache is on the disk: to make room does not mend that.
+            (Operation::Sync, _) => Self::Sync(text),
             (_, ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => Self::Full(text),
             (Operation::Read, _) => Self::Read(text),
             (Operation::Write, _) => Self::Write(text),
-            (Operation::Sync, _) => Self::Sync(text),
         }
     }
 

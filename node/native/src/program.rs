@@ -220,7 +220,11 @@ impl Program {
         let weights: usize = constants.filter_map(|value| value.out.as_ref()).map(Out::bytes).sum();
         // Each part reads all weights: that pays where there are more results than weights.
         let worth = rows > 1 && plan.arena_bytes > PART_BYTES_MAX.max(weights);
-        if !worth || !self.inputs.iter().all(free) || !pass::rows::apart(&bound, rows) {
+        if !worth
+            || pass::rows::counts_rows(&self.graph())
+            || !self.inputs.iter().all(free)
+            || !pass::rows::apart(&bound, rows)
+        {
             return Ok((plan, None));
         }
         let fits =

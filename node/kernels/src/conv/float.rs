@@ -67,6 +67,9 @@ impl Conv {
     /// Rows (pixels) and columns (filters) of the tile that most of it runs on; `None` for a depthwise convolution, which has
     /// no tiles.
     pub fn tile(&self, images: usize) -> Option<[usize; 2]> {
+        if images == 0 || self.shape.filters == 0 {
+            return None;
+        }
         if self.as_gemm().is_some() {
             return Some(self.gemm().tile(images * self.shape.pixels()));
         }
@@ -122,6 +125,9 @@ impl Conv {
         }
         let tiles = self.kernels.tiles();
         let per_group = filters / groups;
+        if depth == 0 {
+            return;
+        }
         let mut rest = packed;
         for group in 0..groups {
             for first in (0..per_group).step_by(tiles.panel()) {

@@ -52,6 +52,9 @@ impl QConv {
     /// Rows (pixels) and columns (filters) of the tile that most of it runs on; `None` for a depthwise convolution, which has
     /// no tiles.
     pub fn tile(&self, images: usize) -> Option<[usize; 2]> {
+        if images == 0 || self.shape.filters == 0 {
+            return None;
+        }
         let tiles = self.kernels.qtiles();
         let pointwise = self.shape.is_pointwise() && self.shape.groups == 1;
         let line = self.shape.longest_line(self.output);

@@ -31,6 +31,23 @@ pub fn apart(graph: &Graph, rows: usize) -> bool {
     graph.outputs.iter().all(|id| rowed[id.index()] && first(*id))
 }
 
+/// Whether an output may depend on the number of rows otherwise than by its own shape: it is computed from a shape, or one of two
+/// branches is chosen. A part of the batch has another number. The graph is the one before shapes were bound and folded.
+pub fn counts_rows(graph: &Graph) -> bool {
+    let mut counts = vec![false; graph.values.len()];
+    for node in &graph.nodes {
+        let from = node.inputs.iter().enumerate().any(|(i, id)| {
+            // What only says how the same elements are read gives them another shape, and `keeps` looks at that.
+            let is_view = i == 1 && matches!(node.op, Op::Reshape { .. });
+            !is_view && id.is_some_and(|id| counts[id.index()])
+        });
+        if from || matches!(node.op, Op::Shape { .. } | Op::Size | Op::If { .. }) {
+            node.outputs.iter().flatten().for_each(|id| counts[id.index()] = true);
+        }
+    }
+    graph.outputs.iter().any(|id| counts[id.index()])
+}
+
 /// Whether row i of the output depends on row i of the inputs that have rows, and on no other.
 fn keeps(graph: &Graph, node: &Node, rowed: &[bool]) -> bool {
     let input = |i: usize| node.inputs.get(i).copied().flatten();
@@ -52,7 +69,6 @@ fn keeps(graph: &Graph, node: &Node, rowed: &[bool]) -> bool {
         | Op::QConv(_)
         | Op::WidenImage { .. }
         | Op::PoolImage(_)
-        | Op::Pool { .. }
         | Op::GlobalPool { .. }
         | Op::Table(_)
         | Op::Unary(_)
@@ -61,6 +77,8 @@ fn keeps(graph: &Graph, node: &Node, rowed: &[bool]) -> bool {
         | Op::Identity
         | Op::Lrn { .. }
         | Op::BatchNorm { training: false, .. } => alone(None),
+        // Where a maximum stood is counted from the start of the batch.
+        Op::Pool { .. } => alone(None) && node.outputs.iter().skip(1).all(Option::is_none),
         // One scale for all.
         Op::Quantize { .. } | Op::Dequantize { .. } => {
             let single =
@@ -108,6 +126,25 @@ mod tests {
         graph.outputs.push(y);
         graph.nodes.push(Node { op, inputs, outputs: vec![Some(y)], name: String::new() });
         apart(&graph, 8)
+    }
+
+    #[test]
+    fn a_mean_over_the_batch_counts_its_rows_and_a_view_does_not() {
+        let counts = |op: Op| {
+            let mut graph = Graph::default();
+            let [x, shape, y] = ["x", "shape", "y"].map(|name| graph.value(name));
+            graph.inputs.push(x);
+            graph.outputs.push(y);
+            let node = |op, inputs: &[ValueId], output| {
+                let inputs = inputs.iter().copied().map(Some).collect();
+                Node { op, inputs, outputs: vec![Some(output)], name: String::new() }
+            };
+            graph.nodes.push(node(Op::Shape { start: 0, end: None }, &[x], shape));
+            graph.nodes.push(node(op, &[x, shape], y));
+            counts_rows(&graph)
+        };
+        assert!(counts(Op::Binary(Binary::Div)));
+        assert!(!counts(Op::Reshape { allow_zero: false }));
     }
 
     #[test]

@@ -64,7 +64,9 @@ fn shared(layout: Layout, made: AlignedBuf) -> Arc<AlignedBuf> {
         map.values_mut().for_each(|list| list.retain(|weak| weak.strong_count() > 0));
         map.retain(|_, list| !list.is_empty());
     }
-    map.entry(key).or_default().push(Arc::downgrade(&buffer));
+    let list = map.entry(key).or_default();
+    list.retain(|weak| weak.strong_count() > 0);
+    list.push(Arc::downgrade(&buffer));
     buffer
 }
 
