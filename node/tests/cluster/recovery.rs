@@ -109,8 +109,8 @@ async fn a_lost_group_goes_on_from_one_folder_and_from_a_snapshot() {
     assert_eq!(roost.ok("versions digits --timeout 60").await, versions);
     roost.ok("rollout undo digits --timeout 60").await;
     // Whose watch was at the one that was killed hears of it a little later than who asked for it.
-    crate::wait_for(&client, "the client routes to the first version", |published| {
-        published.view.as_ref().is_some_and(|view| view.models[&crate::digits()].traffic.stable == Version(1))
+    wait_for(&client, "the client routes to the first version", |published| {
+        published.view.as_ref().is_some_and(|view| view.models[&digits()].traffic.stable == Version(1))
     })
     .await;
     assert_eq!(digits_data.right(&client).await, 418, "as the first version");
