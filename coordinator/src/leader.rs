@@ -57,7 +57,8 @@ fn set_registry(shared: &Shared, registry: Option<Registry>) {
 }
 
 async fn until_leads(shared: &Shared) -> Option<Term> {
-    let mut metrics = shared.raft.server_metrics();
+    // The metrics that `won` reads: openraft tells the server's first, and those might not change again.
+    let mut metrics = shared.raft.metrics();
     loop {
         if let Some(term) = shared.leads() {
             return Some(term);
