@@ -39,7 +39,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// Elections on a busy machine take a while; nothing here should take half as long.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A clock that stands until it is set.
 #[derive(Debug, Clone)]

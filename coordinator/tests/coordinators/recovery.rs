@@ -73,6 +73,9 @@ async fn a_group_of_one_goes_on_and_the_old_one_cannot_reach_it() {
     let as_new = || Start { node: Some(NEW), cluster: Some(before.cluster), ..Start::default() };
     let first = party.start(1, as_new()).await.unwrap();
     assert!(epoch_of_first(&party, &operator).await > before.epoch);
+    // Soft state is ordered by the term: that of the old group, however many elections it had, must not be ahead.
+    let term = first.published.borrow().soft.term;
+    assert!(term.0 >= 2 << 32, "{term}");
     let versions = ControlRequest::Query(Query::Versions(digits()));
     let held = ask_first(&party, &operator, &versions).await.unwrap();
 

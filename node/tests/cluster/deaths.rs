@@ -270,7 +270,7 @@ async fn the_leader_dies_at_random_moments() {
     cluster.stop().await;
 }
 
-/// How long after `since` a change, and a linearizable read, that are asked for now are acknowledged.
+/// How long after `since` a change and a linearizable read are acknowledged, which are asked for when this is called.
 pub async fn until_served(control: &Control, since: Instant) -> (Duration, Duration) {
     let write = async {
         let label = Label::new("death").unwrap();
