@@ -124,7 +124,8 @@ pub struct Found {
     pub unconfirmed: u64,
 }
 
-/// Looks at what the database on `storage` holds, and changes nothing.
+/// Looks at what the database on `storage` holds. Opening sets an empty one up and mends one that was not closed, so it is
+/// to be given a copy.
 ///
 /// # Errors
 /// [`RecoverError`] when it cannot be read, or knows of no cluster.

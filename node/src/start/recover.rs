@@ -55,7 +55,8 @@ struct Told<'a> {
     recovered: &'a Recovered,
     /// Where the database lies as it was.
     kept: Option<PathBuf>,
-    missing: Vec<Digest>,
+    /// None where the store of bundles did not answer.
+    missing: Option<Vec<Digest>>,
 }
 
 /// Carries the command out.
@@ -82,11 +83,16 @@ pub fn main(options: &RecoverOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     if !options.force_new_group {
         if !is_new {
-            let found = runtime.block_on(look(files.database(DATABASE)?, Arc::new(Inline)))?;
+            let found = runtime.block_on(look_at_copy(&present, &*files))?;
             print!("{}", Held(&entry.name, found));
         }
         bail!("nothing was changed; say by --force-new-group that the other coordinators are gone for good");
     }
+    // Ahead of the change, which nothing may fail behind that can be known before.
+    let bundles = match &cluster.bundles.s3 {
+        Some(s3) => runtime.block_on(crate::process::s3_store(s3, &cluster, entry))?,
+        None => files.bundles(BUNDLES)?,
+    };
     let kept = keep(&present)?;
     let entropy: &dyn Entropy = &OsEntropy;
     // As for a new node: TOML's integers are signed.
@@ -110,15 +116,30 @@ pub fn main(options: &RecoverOptions) -> anyhow::Result<()> {
         };
         // Should this fail, the node does not start: its database is another node's. The command may be given again.
         Identity::open(files.clone(), entropy)?.become_another(node, recovered.cluster)?;
-        let bundles = match &cluster.bundles.s3 {
-            Some(s3) => crate::process::s3_store(s3, &cluster, entry).await?,
-            None => files.bundles(BUNDLES)?,
+        let (name, looked) = (entry.name.as_str(), missing(&BundleStore::new(bundles), &recovered).await);
+        let (missing, unknown) = match looked {
+            Ok(missing) => (Some(missing), None),
+            Err(error) => (None, Some(error)),
         };
-        let missing = missing(&BundleStore::new(bundles), &recovered).await?;
-        let name = entry.name.as_str();
         print!("{}", Told { name, node, recovered: &recovered, kept, missing });
-        Ok(())
+        let unseen =
+            |error: anyhow::Error| error.context("the group is made, but its bundles were not found out");
+        unknown.map_or(Ok(()), |error| Err(unseen(error)))
     })
+}
+
+/// Looks at a copy of the database: to open one is to set it up where it is empty, and to mend it where it was not closed.
+async fn look_at_copy(present: &Path, files: &dyn Files) -> anyhow::Result<Found> {
+    let name = format!("{DATABASE}.looked-at");
+    let copy = present.with_file_name(&name);
+    std::fs::copy(present, &copy)
+        .with_context(|| format!("cannot copy the database to {}", copy.display()))?;
+    let found = match files.database(&name) {
+        Ok(database) => look(database, Arc::new(Inline)).await.map_err(anyhow::Error::from),
+        Err(error) => Err(error.into()),
+    };
+    std::fs::remove_file(&copy)?;
+    found
 }
 
 fn read_snapshot(path: &Path) -> anyhow::Result<Source> {
@@ -179,9 +200,14 @@ impl fmt::Display for Told<'_> {
         if *unconfirmed > 0 {
             writeln!(f, "{unconfirmed} entries of its log were not known to be committed, and are kept")?;
         }
-        match missing.as_slice() {
-            [] => writeln!(f, "all {} bundles that versions are made of are here", bundles.len())?,
-            missing => {
+        match missing.as_deref() {
+            None => writeln!(
+                f,
+                "whether the {} bundles that versions are made of are here is not known",
+                bundles.len()
+            )?,
+            Some([]) => writeln!(f, "all {} bundles that versions are made of are here", bundles.len())?,
+            Some(missing) => {
                 writeln!(f, "{} of {} bundles are not here:", missing.len(), bundles.len())?;
                 missing.iter().try_for_each(|digest| writeln!(f, "  {digest}"))?;
                 writeln!(f, "Their versions cannot be loaded anew before they are pushed again.")?;
