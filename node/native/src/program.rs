@@ -192,12 +192,12 @@ impl Program {
     /// Memory of at least so many bytes for a run, with anything in it.
     pub(crate) fn take_arena(&self, bytes: usize) -> AlignedBuf {
         let mut arenas = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = arenas.iter().rposition(|arena| arena.len() >= bytes);
-        // One that is too small is replaced, so that no more are kept than runs were under way at once.
-        let taken = match fits {
-            Some(at) => Some(arenas.swap_remove(at)),
-            None => arenas.pop(),
-        };
+        // The smallest that fits. Where none does, the smallest of all is replaced, so that no more are kept than runs were under
+        // way at once.
+        let sizes = || arenas.iter().map(|arena| arena.len()).enumerate();
+        let fitting = sizes().filter(|(_, len)| *len >= bytes).min_by_key(|(_, len)| *len);
+        let at = fitting.or_else(|| sizes().min_by_key(|(_, len)| *len)).map(|(at, _)| at);
+        let taken = at.map(|at| arenas.swap_remove(at));
         drop(arenas);
         taken.filter(|arena| arena.len() >= bytes).unwrap_or_else(|| AlignedBuf::zeroed(bytes))
     }
