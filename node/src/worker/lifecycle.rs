@@ -31,6 +31,9 @@ const DAMAGED_MAX: u32 = 3;
 const DEATHS_MAX: usize = 5;
 /// How long a death counts.
 const DEATHS_WINDOW: Duration = Duration::from_secs(60);
+/// Between giving a version up and the next attempt. Where another node can take the version's place, it is released here
+/// long before; where none can, what was wrong may be mended meanwhile: memory, a disk, a library.
+const GIVEN_UP: Duration = Duration::from_secs(300);
 /// How often a draining version looks whether it is quiet.
 const DRAIN_CHECK: Duration = Duration::from_millis(100);
 
@@ -86,7 +89,7 @@ pub enum State {
     },
     /// It is gone.
     Unloaded,
-    /// It cannot be hosted here.
+    /// It cannot be hosted here, and is tried again only after minutes.
     Failed {
         /// Why.
         reason: String,
@@ -240,13 +243,13 @@ pub fn handle_event(
             State::FetchWaiting(past) => Ok((State::Fetching(past), vec![Command::Fetch])),
             State::Restarting(past) => Ok((State::Verifying(past), vec![Command::Verify])),
             State::Draining { past, since } => Ok(handle_drain_check(rules, past, since, now, in_flight)),
+            State::Failed { .. } => Ok(begin()),
             State::Fetching(_)
             | State::Verifying(_)
             | State::Loading(_)
             | State::Warming(_)
             | State::Ready(_)
-            | State::Unloaded
-            | State::Failed { .. } => Err(illegal),
+            | State::Unloaded => Err(illegal),
         },
     }
 }
@@ -340,7 +343,7 @@ fn handle_load_failed(mut past: Past, failure: LoadFailure, jitter: Jitter) -> N
 /// Ends an attempt for good: in failure, or with the executors that are left.
 fn give_up(past: Past, reason: String) -> Next {
     if past.live == 0 {
-        return (State::Failed { reason }, vec![Command::Abandon, Command::Unload]);
+        return (State::Failed { reason }, vec![Command::Abandon, Command::Unload, Command::Wake(GIVEN_UP)]);
     }
     let past = Past { live: past.live, deaths: past.deaths, ..Past::default() };
     (State::Ready(past), vec![Command::Abandon])
@@ -397,7 +400,8 @@ fn mourn(mut past: Past, reason: &str, now: Instant, on: impl FnOnce(Past) -> Ne
     if past.deaths.len() >= DEATHS_MAX {
         let window = DEATHS_WINDOW.as_secs();
         let reason = format!("{DEATHS_MAX} executors died within {window} s, the last: {reason}");
-        return (State::Failed { reason }, vec![Command::Abandon, Command::Refuse, Command::Unload]);
+        let end = vec![Command::Abandon, Command::Refuse, Command::Unload, Command::Wake(GIVEN_UP)];
+        return (State::Failed { reason }, end);
     }
     let last = past.live == 0;
     let (state, mut commands) = on(past);

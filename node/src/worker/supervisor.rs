@@ -5,6 +5,7 @@
 //! supervisor keeps its own list of children, in order: ractor's is a hash map.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,11 @@ use super::shared::Shared;
 
 /// The wait after an actor's panic. It lost its sessions, so it starts from the disk.
 const RESTART_BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(30) };
+/// Actors of a version that may die, one soon after the other. More, and it is reported as failed here, so that another node
+/// may take its place, and is started again only after [`GIVEN_UP`].
+const DEATHS_MAX: u32 = 5;
+/// The wait after too many deaths.
+const GIVEN_UP: Duration = Duration::from_secs(300);
 /// An actor that lived so long is not held to what an earlier one did.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 
@@ -49,7 +55,7 @@ struct Child {
     hosted: HostedVersion,
     /// The actor and when it started; none while it waits to be started again.
     actor: Option<(ActorRef<hosted::Message>, Instant)>,
-    crashes: u32,
+    deaths: u32,
     wish: Wish,
 }
 
@@ -177,7 +183,7 @@ impl Children {
     async fn carry_out(&mut self, myself: &ActorRef<Message>, version: ModelVersion, order: Order) {
         match order {
             Order::Start(hosted) => {
-                let child = Child { hosted, actor: None, crashes: 0, wish: Wish::Wanted };
+                let child = Child { hosted, actor: None, deaths: 0, wish: Wish::Wanted };
                 self.children.insert(version.clone(), child);
                 self.start(myself, &version).await;
             }
@@ -234,7 +240,7 @@ impl Children {
             }
             Err(error) => {
                 tracing::error!(%version, %error, "the actor of a version did not start");
-                self.schedule_restart(myself, version.clone());
+                self.schedule_restart(myself, version.clone(), &error);
             }
         }
     }
@@ -249,24 +255,29 @@ impl Children {
         let Some(version) = self.find(id) else { return };
         tracing::error!(%version, %error, "the actor of a version died");
         self.shared.routes.remove(&version);
-        self.shared.board.set(&version, Stage::Loading, None);
         if let Some(child) = self.children.get_mut(&version)
             && let Some((_, started)) = child.actor.take()
             && started.elapsed() >= FORGIVEN_AFTER
         {
-            child.crashes = 0;
+            child.deaths = 0;
         }
         if self.children.get(&version).is_some_and(|child| child.wish == Wish::Released) {
             return self.forget_if_dead(&version);
         }
-        self.schedule_restart(myself, version);
+        self.schedule_restart(myself, version, error);
     }
 
-    fn schedule_restart(&mut self, myself: &ActorRef<Message>, version: ModelVersion) {
+    fn schedule_restart(&mut self, myself: &ActorRef<Message>, version: ModelVersion, error: &dyn Display) {
         let Some(child) = self.children.get_mut(&version) else { return };
-        child.crashes += 1;
+        child.deaths += 1;
         let jitter = Jitter::new(self.shared.environment.entropy.u64());
-        let wait = RESTART_BACKOFF.after(child.crashes, jitter);
+        let (stage, wait) = if child.deaths < DEATHS_MAX {
+            (Stage::Loading, RESTART_BACKOFF.after(child.deaths, jitter))
+        } else {
+            let reason = format!("its actor died {} times in a row, the last: {error}", child.deaths);
+            (Stage::Failed { reason }, GIVEN_UP)
+        };
+        self.shared.board.set(&version, stage, None);
         myself.send_after(wait, move || Message::Restart(version));
     }
 

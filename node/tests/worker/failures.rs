@@ -2,7 +2,8 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use roost_node::engine::{Bundle, Engine, EngineError, Session};
 use roost_node::environment::{Environment, Executor, Executors, Work};
@@ -28,7 +29,7 @@ async fn until_answered(link: &Link) -> Response {
                 None => return response,
                 Some(error) => assert!(error.retryable(), "{error}"),
             }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(PATIENCE, asking).await.unwrap()
@@ -134,15 +135,24 @@ async fn what_is_no_model_fails_at_once_and_says_so() {
     check(other_engine, "this node has no engine onnxruntime").await;
 }
 
-/// Executors of which the first cannot be made: the actor that asks for it dies.
-struct FirstFails {
+/// Executors of which the first ones cannot be made: the actor that asks for one dies.
+struct FirstFail {
     inner: Arc<dyn Executors>,
-    has_failed: AtomicBool,
+    left: AtomicU32,
 }
 
-impl Executors for FirstFails {
+impl FirstFail {
+    fn within(environment: Environment, count: u32) -> Environment {
+        let executors = Self { inner: environment.executors.clone(), left: AtomicU32::new(count) };
+        Environment { executors: Arc::new(executors), ..environment }
+    }
+}
+
+impl Executors for FirstFail {
     fn dedicated(&self, name: &str, kind: Work) -> Arc<dyn Executor> {
-        assert!(self.has_failed.swap(true, Ordering::AcqRel), "as the test wants it");
+        let fewer = |left: u32| left.checked_sub(1);
+        let fails = self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, fewer).is_ok();
+        assert!(!fails, "as the test wants it");
         self.inner.dedicated(name, kind)
     }
 }
@@ -150,15 +160,40 @@ impl Executors for FirstFails {
 #[tokio::test]
 async fn a_version_whose_actor_died_is_started_again() {
     let mut start = doubles().await;
-    start.adapt = |environment| {
-        let executors =
-            FirstFails { inner: environment.executors.clone(), has_failed: AtomicBool::new(false) };
-        Environment { executors: Arc::new(executors), ..environment }
-    };
+    start.adapt = |environment| FirstFail::within(environment, 1);
     let world = start.ready().await;
     assert_eq!(world.reports.borrow()[0].engine, Some(EngineChoice::Native));
     let link = world.link(&[Role::Client]).await;
     assert_eq!(until_answered(&link).await.f32s("y"), [2.0, 4.0]);
+}
+
+#[tokio::test]
+async fn a_version_whose_actors_keep_dying_has_failed_and_is_tried_again_after_minutes() {
+    let mut start = doubles().await;
+    start.adapt = |environment| FirstFail::within(environment, 5);
+    let mut world = start.run().await;
+    let Stage::Failed { reason } = world.until_stage("failed").await else { panic!() };
+    assert_eq!(reason, "its actor died 5 times in a row, the last: as the test wants it");
+    after_minutes().await;
+    world.until_stage("ready").await;
+}
+
+#[tokio::test]
+async fn what_was_given_up_is_tried_again_after_minutes() {
+    let start = doubles().await;
+    start.script.fail_loads(3);
+    let mut world = start.run().await;
+    world.until_stage("failed").await;
+    after_minutes().await;
+    world.until_stage("ready").await;
+    assert_eq!(world.script.seen().loads, 4);
+}
+
+/// Has minutes pass at once.
+async fn after_minutes() {
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(300)).await;
+    tokio::time::resume();
 }
 
 /// An engine that loads nothing, for this reason.
