@@ -165,6 +165,7 @@ impl Coordinator {
                 clock,
                 published,
                 registry: Mutex::new(None),
+                snapshots: tokio::sync::Mutex::default(),
                 members: tokio::sync::RwLock::new(()),
                 admitted: AtomicBool::new(
                     initialised || belonged.is_none() || roost_protocol::KnownBug::WipedVoterVotes.is_in(),

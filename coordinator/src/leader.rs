@@ -1,6 +1,6 @@
 //! What a coordinator does while it leads: listens to nodes, publishes who is heard, carries out the planner's plans.
 //!
-//! It listens and plans side by side: a plan that waits for a quorum must not keep readiness from clients. Both stop when
+//! It listens and plans side by side: a plan that waits for a quorum must not keep readiness from clients. All stop when
 //! the coordinator leads no longer, also when it only cannot reach a quorum: another may lead by then, and nodes that
 //! reported here would be taken for dead there.
 
@@ -17,7 +17,7 @@ use roost_protocol::view::{NodeState, SoftState};
 use roost_protocol::{ClusterId, NodeId, Term};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::level::Raising;
+use crate::level;
 use crate::liveness::Registry;
 use crate::members;
 use crate::peer::{PeerRequest, PeerResponse};
@@ -83,7 +83,7 @@ async fn lead(shared: &Arc<Shared>, fresh: ClusterId) {
         tracing::debug!(%error, "leads and has not caught up yet");
         tokio::time::sleep(LOOK).await;
     }
-    tokio::join!(listen(shared), govern(shared, fresh));
+    tokio::join!(listen(shared), govern(shared, fresh), level::raise(shared));
 }
 
 /// Keeps the soft state, and gives it to clients and followers.
@@ -160,7 +160,6 @@ impl Followers {
 
 /// Gives a new cluster its identity, then carries out the planner's plans, one after the other.
 async fn govern(shared: &Arc<Shared>, fresh: ClusterId) {
-    let mut raising = Raising::default();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -168,17 +167,22 @@ async fn govern(shared: &Arc<Shared>, fresh: ClusterId) {
         members::finish(shared).await;
         let commands = match shared.cluster() {
             None => vec![Command::Initialise { cluster: fresh }],
-            Some(_) => plans(shared).into_iter().chain(raising.plan(shared).await).collect(),
+            Some(_) => plans(shared),
         };
         for command in commands {
-            tracing::info!(?command, "plans");
-            let epoch = shared.machine.state(|state| state.epoch());
-            match shared.propose(None, epoch, PLANNER, command).await.map(|applied| applied.result) {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => tracing::info!(%error, "a plan came late"),
-                Err(error) => tracing::warn!(%error, "a plan was not agreed on"),
-            }
+            carry_out(shared, command).await;
         }
+    }
+}
+
+/// Has a command of the leader's own agreed on. One that is not is planned anew, if it is still due.
+pub(crate) async fn carry_out(shared: &Shared, command: Command) {
+    tracing::info!(?command, "plans");
+    let epoch = shared.machine.state(|state| state.epoch());
+    match shared.propose(None, epoch, PLANNER, command).await.map(|applied| applied.result) {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::info!(%error, "a plan came late"),
+        Err(error) => tracing::warn!(%error, "a plan was not agreed on"),
     }
 }
 

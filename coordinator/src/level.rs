@@ -10,8 +10,8 @@ use roost_protocol::NodeId;
 use roost_protocol::frame::Kind;
 use roost_protocol::messages::control::LevelSummary;
 use roost_protocol::view::Coordinator;
-use tokio::time::Instant;
 
+use crate::leader;
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::shared::Shared;
 use crate::state::Command;
@@ -34,7 +34,7 @@ pub(crate) async fn summary(shared: &Arc<Shared>) -> LevelSummary {
 }
 
 /// The level that a coordinator obeys; none when it does not answer, or does not know the question.
-async fn ask(shared: &Shared, node: NodeId, member: &Coordinator) -> Option<u32> {
+pub(crate) async fn ask(shared: &Shared, node: NodeId, member: &Coordinator) -> Option<u32> {
     let ask = async {
         let link = shared.link_to(node, member).await.ok()?;
         match link.ask((Kind::RaftRequest, &PeerRequest::Supports), Kind::RaftResponse).await {
@@ -45,23 +45,15 @@ async fn ask(shared: &Shared, node: NodeId, member: &Coordinator) -> Option<u32>
     tokio::time::timeout(ASK, ask).await.ok().flatten()
 }
 
-/// When the leader asks next.
-#[derive(Debug, Default)]
-pub(crate) struct Raising {
-    due: Option<Instant>,
-}
-
-impl Raising {
-    /// The command that raises the state, once every coordinator obeys more than it is at.
-    pub(crate) async fn plan(&mut self, shared: &Arc<Shared>) -> Option<Command> {
-        let now = Instant::now();
-        if shared.machine.state(|state| state.level()) >= shared.level
-            || self.due.is_some_and(|due| due > now)
+/// Raises the state while this coordinator leads, once every coordinator obeys more than it is at. Ends when it obeys no more
+/// itself.
+pub(crate) async fn raise(shared: &Arc<Shared>) {
+    while shared.machine.state(|state| state.level()) < shared.level {
+        if shared.cluster().is_some()
+            && let Some(level) = summary(shared).await.attainable()
         {
-            return None;
+            leader::carry_out(shared, Command::RaiseLevel { level }).await;
         }
-        self.due = Some(now + ASK_AGAIN);
-        let level = summary(shared).await.attainable()?;
-        Some(Command::RaiseLevel { level })
+        tokio::time::sleep(ASK_AGAIN).await;
     }
 }

@@ -29,9 +29,11 @@ use tokio::sync::RwLockWriteGuard;
 use crate::artefact;
 use crate::bootstrap::probe;
 use crate::coordinator::{GroupMember, HEARTBEAT_MS};
+use crate::level;
 use crate::peer::{LACKS_MAX, PeerRequest, PeerResponse};
 use crate::raft::types::Member;
 use crate::shared::{AGREE, Shared};
+use crate::state::LEVEL_FIRST;
 use crate::state::bounds::ADDRESS_BYTES_MAX;
 
 /// More voters make each commit slower and hardly any group safer: seven outlive three deaths.
@@ -252,6 +254,7 @@ async fn add(shared: &Arc<Shared>, name: NodeName, address: String) -> Result<Re
         ControlError::Unreachable { .. } => not_ready(error),
         other => other,
     })?;
+    may_obey(shared, found.node, &candidate).await?;
     let _alone = alone(shared).await?;
     shared.catch_up().await?;
     let term = shared.leads().ok_or_else(|| shared.not_leader())?;
@@ -265,6 +268,22 @@ async fn add(shared: &Arc<Shared>, name: NodeName, address: String) -> Result<Re
         None => commit(shared, term, ChangeMembers::AddNodes([(id, member)].into())).await?,
     }
     Ok(Reconfigured::Added(found.node))
+}
+
+/// Whether a candidate obeys the level that the state is at. One that does not would stop at the first command above its own.
+async fn may_obey(shared: &Shared, node: NodeId, candidate: &GroupMember) -> Result<(), ControlError> {
+    let needed = shared.machine.state(|state| state.level());
+    let GroupMember { name, address } = candidate.clone();
+    let obeyed = level::ask(shared, node, &Coordinator { name, address, voter: false }).await;
+    // The first build does not know the question.
+    let obeyed = obeyed.unwrap_or(LEVEL_FIRST);
+    if obeyed >= needed {
+        return Ok(());
+    }
+    let name = &candidate.name;
+    Err(refused(format!(
+        "{name} obeys level {obeyed} and the state is at level {needed}: install a newer build"
+    )))
 }
 
 /// The lock that keeps versions from being made meanwhile.

@@ -49,6 +49,8 @@ pub(crate) struct Shared {
     pub published: watch::Sender<Published>,
     /// Who is heard, while this coordinator leads.
     pub registry: Mutex<Option<Registry>>,
+    /// Held while a snapshot of the state is taken and sent.
+    pub snapshots: tokio::sync::Mutex<()>,
     /// Held shared while a version is made, exclusively while who coordinates changes.
     pub members: tokio::sync::RwLock<()>,
     /// Whether this coordinator may take part in the group. One that belonged to a cluster and whose database is empty may

@@ -256,6 +256,17 @@ impl Disk {
         self.submit(move |database| write(database, work), done);
     }
 
+    /// Runs long work that needs no database on the executor, in its turn, where it holds no task up.
+    ///
+    /// # Errors
+    /// The disk's, once it has failed or was closed.
+    pub(crate) async fn in_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        self.run(move |_| Ok(work())).await
+    }
+
     /// Closes the database behind the work that it has. What comes later fails.
     pub async fn close(&self) {
         let inner = self.inner.clone();

@@ -1,4 +1,7 @@
 //! A snapshot of the replicated state for an operator, linearizable: it has all that was acknowledged before it was asked for.
+//!
+//! It may have a gigabyte. One is in memory at a time, and it is encoded and hashed on the disk's executor, as Raft's own are:
+//! on a task's thread that would keep heartbeats waiting for longer than an election takes.
 
 use bytes::Bytes;
 use quinn::SendStream;
@@ -20,6 +23,7 @@ use crate::state::State;
 /// # Errors
 /// [`StreamError`] when the stream breaks; refusals are answered and are no error here.
 pub(super) async fn answer(shared: &Shared, send: &mut SendStream, by: &str) -> Result<(), StreamError> {
+    let _one_at_a_time = shared.snapshots.lock().await;
     let parts = match take(shared).await {
         Ok(parts) => parts,
         Err(error) => {
@@ -48,10 +52,15 @@ async fn take(shared: &Shared) -> Result<[Bytes; 3], ControlError> {
         return Err(shared.not_leader());
     }
     shared.catch_up().await?;
-    let state = shared.machine.state(State::clone);
-    let header = header(&state, shared.clock.now_ms()).ok_or_else(forming)?;
+    let (machine, at_ms) = (shared.machine.clone(), shared.clock.now_ms());
+    let encoded = shared.disk.in_turn(move || encode(&machine.state(State::clone), at_ms)).await;
+    encoded.map_err(|error| ControlError::Storage { reason: reason(error) })?
+}
+
+fn encode(state: &State, at_ms: u64) -> Result<[Bytes; 3], ControlError> {
+    let header = header(state, at_ms).ok_or_else(forming)?;
     let unfit = |error: String| ControlError::Storage { reason: reason(error) };
-    let body = machine::encode_state(&state).map_err(|error| unfit(error.to_string()))?;
+    let body = machine::encode_state(state).map_err(|error| unfit(error.to_string()))?;
     snapshot::encode(&header, body.into()).map_err(|error| unfit(error.to_string()))
 }
 

@@ -1,10 +1,13 @@
 //! The level of the state: it rises once every coordinator obeys the next, and one that does not stops when it is raised.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use roost_coordinator::{DiskFault, StartError};
-use roost_protocol::NodeId;
-use roost_protocol::messages::control::{Answer, LevelSummary, Query};
+use roost_protocol::messages::control::{
+    Answer, ControlRequest, ControlResponse, LevelSummary, Query, Reconfigure, Reconfigured,
+};
+use roost_protocol::{ControlError, NodeId, NodeName};
 use tokio::time::Instant;
 
 use crate::party::{Member, Operator, PATIENCE, Party, Start, stop_all};
@@ -70,5 +73,21 @@ async fn the_level_rises_when_the_last_build_is_there() {
     }
     members[1] = Some(start(&party, 2, 2).await.unwrap());
     until(&operator, 2, [2, 2, 2]).await;
+
+    // A machine in its place, at first with the build before.
+    let go = Reconfigure::Change { promote: BTreeSet::new(), remove: [NodeId(2)].into() };
+    operator.ask(&ControlRequest::Reconfigure(go)).await.unwrap();
+    members[1].take().unwrap().stop().await;
+    std::fs::remove_dir_all(party.folder(2)).unwrap();
+    let new = |level| Start { node: Some(62), level: Some(level), ..Start::default() };
+    let add = Reconfigure::Add { name: NodeName::new("c2").unwrap(), address: party.address(2).to_owned() };
+    let early = party.start(2, new(1)).await.unwrap();
+    let refused = operator.ask(&ControlRequest::Reconfigure(add.clone())).await.unwrap_err();
+    let reason = "c2 obeys level 1 and the state is at level 2: install a newer build".to_owned();
+    assert_eq!(refused, ControlError::MembersRefused { reason });
+    early.stop().await;
+    members[1] = Some(party.start(2, new(2)).await.unwrap());
+    let added = operator.ask(&ControlRequest::Reconfigure(add)).await.unwrap();
+    assert_eq!(added, ControlResponse::Reconfigured(Reconfigured::Added(NodeId(62))));
     stop_all(members).await;
 }
