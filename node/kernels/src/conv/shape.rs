@@ -99,7 +99,20 @@ impl Window {
         (output * self.stride + tap * self.dilation).saturating_sub(self.before)
     }
 
-    /// Spans of outputs with the same taps, in order.
+    /// One past the last output that sees the same taps as this one, if outputs had no end.
+    fn same_until(&self, output: usize) -> usize {
+        let start = output * self.stride;
+        // Both ends of the taps fall, never rise, along the outputs: an end of `taps` falls where what lies before it in the
+        // image, which loses a stride each output, is no more than `taps - 1` dilations.
+        let falls = |reach: usize| {
+            let taps = reach.saturating_sub(start).div_ceil(self.dilation).min(self.kernel);
+            let less = taps.checked_sub(1)? * self.dilation;
+            Some(reach.saturating_sub(less).div_ceil(self.stride))
+        };
+        [falls(self.before), falls(self.size + self.before)].into_iter().flatten().min().unwrap_or(usize::MAX)
+    }
+
+    /// Spans of outputs with the same taps, in order: at most two for each tap and one, however many outputs there are.
     pub(crate) fn spans(self, outputs: Range<usize>) -> impl Iterator<Item = Span> {
         let Range { start: mut first, end: outputs } = outputs;
         std::iter::from_fn(move || {
@@ -107,10 +120,7 @@ impl Window {
                 return None;
             }
             let (low, high) = self.taps(first);
-            let mut end = first + 1;
-            while end < outputs && self.taps(end) == (low, high) {
-                end += 1;
-            }
+            let end = self.same_until(first).clamp(first + 1, outputs);
             let span = Span { first, end, low, high };
             first = end;
             Some(span)
@@ -310,9 +320,10 @@ mod tests {
                         for pad in [[0, 0], [1, 0], [2, 3], [4, 4]] {
                             let w = window(size, kernel, stride, dilation, pad);
                             let Ok(outputs) = w.outputs() else { continue };
-                            let mut seen = 0;
+                            let (mut seen, mut last) = (0, None);
                             for span in w.spans(0..outputs) {
                                 assert_eq!(span.first, seen);
+                                assert_ne!(last.replace((span.low, span.high)), Some((span.low, span.high)));
                                 seen = span.end;
                                 for output in span.first..span.end {
                                     for tap in 0..kernel {
@@ -335,6 +346,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn spans_of_a_huge_image_are_found_without_a_walk() {
+        let w = window(1 << 60, 3, 1, 1, [1, 1]);
+        let outputs = w.outputs().expect("it fits");
+        let spans: Vec<_> = w.spans(0..outputs).map(|span| span.first..span.end).collect();
+        assert_eq!(spans, [0..1, 1..outputs - 1, outputs - 1..outputs]);
+        let whole = window(1 << 60, 1, 1, 1, [0, 0]);
+        assert_eq!(whole.spans(5..1 << 60).map(|span| span.len()).max(), Some((1 << 60) - 5));
     }
 
     #[test]
