@@ -106,9 +106,10 @@ impl Tiles {
         self.by_width[w].len()
     }
 
-    /// The widest w whose tiles take `rows` at once, at least `least`.
+    /// The widest w whose tiles take `rows` at once, at least `least`. There are tiles of that width, also where there are no
+    /// rows.
     pub(crate) fn widest(&self, rows: usize, least: usize) -> usize {
-        (least..self.by_width.len()).rev().find(|w| self.rows(*w) >= rows).unwrap_or(least)
+        (least..self.by_width.len()).rev().find(|w| self.rows(*w) >= rows.max(1)).unwrap_or(least)
     }
 }
 
