@@ -279,13 +279,21 @@ impl Tensor {
         }
     }
 
-    /// The elements; a copy where the file has them unaligned.
+    /// The elements; a copy where the file has them unaligned, or a kernel's form alone is kept.
     ///
     /// # Panics
     /// When the tensor has another element type.
     pub fn values<T: Elem>(&self) -> Cow<'_, [T]> {
         let fits = self.dtype == T::DTYPE || (self.dtype == DType::Bool && T::DTYPE == DType::U8);
         assert!(fits, "a tensor of {} is read as {}", self.dtype, T::DTYPE);
+        // Whoever takes elements reads them once, so nothing is kept of them.
+        if let Data::Packed(packed) = &self.data
+            && packed.kept().is_none()
+        {
+            let mut values = vec![T::zeroed(); self.len()];
+            packed.unpack(bytemuck::cast_slice_mut(&mut values));
+            return Cow::Owned(values);
+        }
         bytemuck::try_cast_slice(self.bytes()).map_or_else(
             |_| {
                 let mut values = vec![T::zeroed(); self.bytes().len() / size_of::<T>()];

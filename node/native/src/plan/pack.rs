@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 pub use crate::tensor::form::Layout;
-use crate::tensor::form::Unpack;
 use crate::tensor::{AlignedBuf, Tensor};
 
 /// A layout, and [`fingerprint`].
@@ -32,42 +31,47 @@ pub fn packed(
     pack: impl FnOnce(&mut [u8]),
     unpack: impl Fn(&[u8], &mut [u8]) + Send + Sync + 'static,
 ) -> Arc<AlignedBuf> {
-    if let Some(known) = tensor.forms().get(&layout) {
-        return known;
-    }
-    let mut made = AlignedBuf::zeroed(len);
-    pack(made.bytes_mut());
-    let buffer = shared(layout.clone(), made);
-    let unpack: Unpack = Arc::new(unpack);
-    tensor.forms().add(layout, &buffer, unpack);
-    buffer
+    tensor.forms().get_or_make(layout, |layout| {
+        let mut made = AlignedBuf::zeroed(len);
+        pack(made.bytes_mut());
+        (shared(layout.clone(), made), Arc::new(unpack))
+    })
 }
 
 /// The buffer of the process with these bytes: one that is alive, or this.
 fn shared(layout: Layout, made: AlignedBuf) -> Arc<AlignedBuf> {
     let key = (layout, fingerprint(made.bytes()));
-    let lock = || SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    let alike: Vec<_> = lock()
-        .get_or_insert_default()
-        .get(&key)
-        .map(|list| list.iter().filter_map(Weak::upgrade).collect())
-        .unwrap_or_default();
-    // Compared without the lock: it takes as long as reading both.
-    if let Some(same) = alike.into_iter().find(|buffer| buffer.bytes() == made.bytes()) {
-        return same;
+    let mut others: Vec<Arc<AlignedBuf>> = Vec::new();
+    loop {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        let map = shared.get_or_insert_default();
+        let alike: Vec<Arc<AlignedBuf>> = map
+            .get(&key)
+            .into_iter()
+            .flatten()
+            .filter_map(Weak::upgrade)
+            .filter(|buffer| !others.iter().any(|other| Arc::ptr_eq(other, buffer)))
+            .collect();
+        if alike.is_empty() {
+            let buffer = Arc::new(made);
+            // Dead entries go when the map grows, so it is never more than twice what is alive.
+            if map.len() == map.capacity() {
+                map.values_mut().for_each(|list| list.retain(|weak| weak.strong_count() > 0));
+                map.retain(|_, list| !list.is_empty());
+            }
+            let list = map.entry(key).or_default();
+            list.retain(|weak| weak.strong_count() > 0);
+            list.push(Arc::downgrade(&buffer));
+            return buffer;
+        }
+        // Compared without the lock, since that takes as long as reading both. Somebody may add the same bytes meanwhile: so
+        // what is new is compared too, until nothing is.
+        drop(shared);
+        if let Some(same) = alike.iter().find(|buffer| buffer.bytes() == made.bytes()) {
+            return Arc::clone(same);
+        }
+        others.extend(alike);
     }
-    let buffer = Arc::new(made);
-    let mut shared = lock();
-    let map = shared.get_or_insert_default();
-    // Dead entries go when the map grows, so it is never more than twice what is alive.
-    if map.len() == map.capacity() {
-        map.values_mut().for_each(|list| list.retain(|weak| weak.strong_count() > 0));
-        map.retain(|_, list| !list.is_empty());
-    }
-    let list = map.entry(key).or_default();
-    list.retain(|weak| weak.strong_count() > 0);
-    list.push(Arc::downgrade(&buffer));
-    buffer
 }
 
 /// A number that tells most weights apart: some words of them, mixed as in FNV-1a.
@@ -105,6 +109,59 @@ mod tests {
         assert!(Arc::ptr_eq(&held, &form(&b, "reverse")));
         assert!(!Arc::ptr_eq(&held, &form(&c, "reverse")));
         assert!(!Arc::ptr_eq(&held, &form(&a, "other")));
+    }
+
+    #[test]
+    fn who_packs_at_once_gets_one_form() {
+        const THREADS: usize = 8;
+        let bytes: Vec<u8> = (0..100_000).map(|i| (i % 241) as u8).collect();
+        for round in 0..20 {
+            // Clones of one tensor, and others with the same bytes as other programs have them.
+            let one = Tensor::of(&[bytes.len()], &bytes);
+            let tensors: Vec<Tensor> = (0..THREADS)
+                .map(|i| if i % 2 == 0 { one.clone() } else { Tensor::of(&[bytes.len()], &bytes) })
+                .collect();
+            let start = std::sync::Barrier::new(THREADS);
+            let forms: Vec<_> = std::thread::scope(|scope| {
+                let packing: Vec<_> = tensors
+                    .iter()
+                    .map(|tensor| {
+                        let start = &start;
+                        scope.spawn(move || {
+                            start.wait();
+                            form(tensor, "at once")
+                        })
+                    })
+                    .collect();
+                packing.into_iter().map(|thread| thread.join().expect("it packs")).collect()
+            });
+            assert!(forms.iter().all(|form| Arc::ptr_eq(form, &forms[0])), "round {round}");
+        }
+    }
+
+    #[test]
+    fn a_tensor_may_hold_its_forms() {
+        let tensor = Tensor::of(&[300], &[3_u8; 300]);
+        let address = |tensor| form(tensor, "kept").bytes().as_ptr();
+        drop(form(&tensor, "kept"));
+        assert!(tensor.forms().first().is_none(), "nobody holds it");
+        tensor.forms().hold();
+        let first = address(&tensor);
+        assert!(tensor.forms().first().is_some());
+        assert_eq!(address(&tensor), first);
+    }
+
+    #[test]
+    fn elements_of_a_condensed_tensor_are_read_without_keeping_them() {
+        let bytes: Vec<u8> = (0..200).collect();
+        let tensor = Tensor::of(&[200], &bytes);
+        let held = form(&tensor, "read");
+        let condensed = tensor.condensed().expect("it has a form");
+        assert!(matches!(condensed.values::<u8>(), std::borrow::Cow::Owned(values) if values == bytes));
+        // Bytes that steps read in every run are kept; then elements are borrowed from them.
+        assert_eq!(condensed.bytes(), bytes);
+        assert!(matches!(condensed.values::<u8>(), std::borrow::Cow::Borrowed(_)));
+        drop(held);
     }
 
     #[test]

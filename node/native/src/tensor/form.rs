@@ -4,7 +4,7 @@
 //! bytes all the same (a plan for other shapes that reads it another way, the interpreter) gets them, laid out anew.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::AlignedBuf;
 
@@ -22,26 +22,59 @@ pub type Unpack = Arc<dyn Fn(&[u8], &mut [u8]) + Send + Sync>;
 
 /// The forms of a tensor that are alive.
 #[derive(Default)]
-pub struct Forms(Mutex<Vec<(Layout, Weak<AlignedBuf>, Unpack)>>);
+pub struct Forms(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    forms: Vec<Form>,
+    /// Whether forms live as long as the tensor.
+    held: bool,
+}
+
+struct Form {
+    layout: Layout,
+    buffer: Weak<AlignedBuf>,
+    /// The buffer, where it is to live as long as the tensor.
+    held: Option<Arc<AlignedBuf>>,
+    unpack: Unpack,
+}
 
 impl Forms {
-    /// The form of this layout.
-    pub fn get(&self, layout: &Layout) -> Option<Arc<AlignedBuf>> {
-        let forms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        forms.iter().find(|(known, _, _)| known == layout).and_then(|(_, buffer, _)| buffer.upgrade())
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a form; those that nobody holds go.
-    pub fn add(&self, layout: Layout, buffer: &Arc<AlignedBuf>, unpack: Unpack) {
-        let mut forms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        forms.retain(|(known, buffer, _)| *known != layout && buffer.strong_count() > 0);
-        forms.push((layout, Arc::downgrade(buffer), unpack));
+    /// The form of this layout, made by `make` unless there is one. Who asks meanwhile waits, and gets the same. Forms that
+    /// nobody holds go.
+    pub fn get_or_make(
+        &self,
+        layout: Layout,
+        make: impl FnOnce(&Layout) -> (Arc<AlignedBuf>, Unpack),
+    ) -> Arc<AlignedBuf> {
+        let mut known = self.lock();
+        let alive = known.forms.iter().find(|form| form.layout == layout);
+        if let Some(buffer) = alive.and_then(|form| form.buffer.upgrade()) {
+            return buffer;
+        }
+        let (buffer, unpack) = make(&layout);
+        let held = known.held.then(|| Arc::clone(&buffer));
+        known.forms.retain(|form| form.buffer.strong_count() > 0);
+        known.forms.push(Form { layout, buffer: Arc::downgrade(&buffer), held, unpack });
+        buffer
+    }
+
+    /// From now on forms live as long as the tensor: for programs without plans, which would else lay the weights out anew
+    /// in each run.
+    pub fn hold(&self) {
+        let mut known = self.lock();
+        known.held = true;
+        known.forms.iter_mut().for_each(|form| form.held = form.buffer.upgrade());
     }
 
     /// Any form.
     pub fn first(&self) -> Option<(Arc<AlignedBuf>, Unpack)> {
-        let forms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        forms.iter().find_map(|(_, buffer, unpack)| Some((buffer.upgrade()?, Arc::clone(unpack))))
+        let known = self.lock();
+        known.forms.iter().find_map(|form| Some((form.buffer.upgrade()?, Arc::clone(&form.unpack))))
     }
 }
 
@@ -66,14 +99,24 @@ impl Packed {
         Self { buffer, unpack, len, bytes: OnceLock::new() }
     }
 
-    /// The bytes; laid out on the first call and then kept.
+    /// The bytes; laid out on the first call and then kept: for those who read them in every run.
     pub fn bytes(&self) -> &[u8] {
         let unpacked = self.bytes.get_or_init(|| {
             let mut bytes = AlignedBuf::zeroed(self.len);
-            (self.unpack)(self.buffer.bytes(), bytes.bytes_mut());
+            self.unpack(bytes.bytes_mut());
             bytes
         });
         unpacked.bytes()
+    }
+
+    /// The bytes, if they are kept.
+    pub fn kept(&self) -> Option<&[u8]> {
+        self.bytes.get().map(AlignedBuf::bytes)
+    }
+
+    /// Lays the bytes out into memory of their number.
+    pub fn unpack(&self, bytes: &mut [u8]) {
+        (self.unpack)(self.buffer.bytes(), bytes);
     }
 }
 
