@@ -29,7 +29,8 @@ pub struct StepInfo {
 pub struct PlanInfo {
     /// Steps in order.
     pub steps: Vec<StepInfo>,
-    /// How often the steps run, each time for a part of the rows; shapes are those of a part.
+    /// How often the steps run, each time for a part of the rows; shapes are those of a
+    /// part, the larger ones where the batch does not divide evenly.
     pub parts: usize,
     /// Bytes of the arena.
     pub arena_bytes: usize,
@@ -55,7 +56,7 @@ pub fn plan(program: &Program, shapes: &[Vec<usize>]) -> Result<Option<PlanInfo>
         Bucket::Dynamic => None,
         Bucket::Planned(plan) => Some(describe(&plan)),
         Bucket::Parts(parts) => {
-            Some(PlanInfo { parts: parts.count, arena_bytes: parts.arena_bytes, ..describe(&parts.plan) })
+            Some(PlanInfo { parts: parts.count(), arena_bytes: parts.arena_bytes, ..describe(parts.plan()) })
         }
     })
 }
@@ -84,7 +85,7 @@ pub fn dot(program: &Program, shapes: &[Vec<usize>]) -> Result<Option<String>, R
     Ok(match program.bucket(shapes)? {
         Bucket::Dynamic => None,
         Bucket::Planned(plan) => Some(draw(program, &plan)),
-        Bucket::Parts(parts) => Some(draw(program, &parts.plan)),
+        Bucket::Parts(parts) => Some(draw(program, parts.plan())),
     })
 }
 

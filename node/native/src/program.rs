@@ -14,7 +14,7 @@ use crate::ops::Target;
 use crate::ops::fact::Out;
 use crate::pass;
 use crate::plan::bind::bind;
-use crate::plan::condense::condense;
+use crate::plan::condense::{condense, hold_forms};
 use crate::plan::schedule::{Plan, schedule};
 use crate::tensor::{ALIGN_BYTES, AlignedBuf};
 
@@ -55,14 +55,41 @@ pub enum Bucket {
 
 /// A batch whose rows do not meet, cut into parts that caches hold.
 pub struct Parts {
-    /// The plan of a part.
+    /// The parts in the order of their rows: larger ones, and where the batch does not divide evenly, some of a row less.
+    pub sizes: Vec<PartSize>,
+    /// Rows of the whole batch.
+    pub rows: usize,
+    /// Outputs of the whole batch: from which byte, type, shape. They lie behind the arena of the parts.
+    pub outputs: Vec<(usize, Out)>,
+    /// Bytes of the largest part's arena and all outputs.
+    pub arena_bytes: usize,
+}
+
+/// Parts of one size.
+pub struct PartSize {
+    /// The plan of such a part.
     pub plan: Arc<Plan>,
+    /// Rows of a part.
+    pub rows: usize,
     /// How many parts.
     pub count: usize,
-    /// Outputs of the whole batch: from which byte, type, shape. They lie behind the part's arena.
-    pub outputs: Vec<(usize, Out)>,
-    /// Bytes of the part's arena and all outputs.
-    pub arena_bytes: usize,
+}
+
+impl Parts {
+    /// How many parts there are.
+    pub fn count(&self) -> usize {
+        self.sizes.iter().map(|size| size.count).sum()
+    }
+
+    /// The plan of the largest parts.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.sizes[0].plan
+    }
+
+    /// Bytes of the arena that each part runs in.
+    pub fn part_bytes(&self) -> usize {
+        self.sizes.iter().map(|size| size.plan.arena_bytes).max().unwrap_or(0)
+    }
 }
 
 /// An arena above this is worth cutting: a common L2.
@@ -165,28 +192,35 @@ impl Program {
             return Ok(bucket.clone());
         }
         let bucket = match self.plan(shapes) {
-            Ok((plan, rows)) => match self.parts(&plan, rows, shapes) {
-                Some(parts) => Bucket::Parts(Arc::new(parts)),
-                None => Bucket::Planned(Arc::new(plan)),
-            },
-            Err(RunError::Op { source: OpError::Dynamic(_), .. }) => Bucket::Dynamic,
+            Ok((plan, most)) => {
+                self.condense(Some(&plan));
+                match most.and_then(|most| self.parts(&plan, most, shapes)) {
+                    Some(parts) => Bucket::Parts(Arc::new(parts)),
+                    None => Bucket::Planned(Arc::new(plan)),
+                }
+            }
+            Err(RunError::Op { source: OpError::Dynamic(_), .. }) => {
+                self.condense(None);
+                hold_forms(&self.graph());
+                Bucket::Dynamic
+            }
             Err(error) => return Err(error),
         };
-        let plan = match &bucket {
-            Bucket::Planned(plan) => Some(&**plan),
-            Bucket::Parts(parts) => Some(&*parts.plan),
-            Bucket::Dynamic => None,
-        };
-        let graph = self.graph();
-        if let Some(freed) = condense(&graph, plan) {
-            *self.graph.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(freed);
-        }
         let mut plans = lock();
         if plans.len() == PLANS_MAX {
             plans.remove(0);
         }
         plans.push((shapes.to_vec(), bucket.clone()));
         Ok(bucket)
+    }
+
+    /// Frees what is no longer read, now that there is this plan, or that the interpreter has run.
+    pub(crate) fn condense(&self, plan: Option<&Plan>) {
+        // Under the lock: of two sessions that free at once, one would bring back what the other freed.
+        let mut graph = self.graph.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(freed) = condense(&graph, plan) {
+            *graph = Arc::new(freed);
+        }
     }
 
     /// Memory of at least so many bytes for a run, with anything in it.
@@ -210,7 +244,7 @@ impl Program {
         }
     }
 
-    /// The plan for these shapes; and, where its rows are worth taking apart, how many a part should have.
+    /// The plan for these shapes; and, where its rows are worth taking apart, how many a part should have at most.
     fn plan(&self, shapes: &[Vec<usize>]) -> Result<(Plan, Option<usize>), RunError> {
         let bound = self.bound(shapes)?;
         let plan = schedule(&bound, self.target, self.limits)?;
@@ -227,16 +261,36 @@ impl Program {
         {
             return Ok((plan, None));
         }
-        let fits =
-            |part: &usize| rows.is_multiple_of(*part) && plan.arena_bytes / rows * part <= PART_BYTES_MAX;
-        let part = (1..rows).rev().find(fits).unwrap_or(1);
-        Ok((plan, Some(part)))
+        let most = PART_BYTES_MAX / (plan.arena_bytes / rows).max(1);
+        Ok((plan, Some(most.clamp(1, rows - 1))))
     }
 
-    /// The batch in parts of so many rows; `None` where that is not to be, or cannot be.
-    fn parts(&self, whole: &Plan, rows: Option<usize>, shapes: &[Vec<usize>]) -> Option<Parts> {
-        let rows = rows?;
-        let count = shapes.first()?.first()? / rows;
+    /// The batch in parts of `most` rows at most; `None` where it cannot be cut, or nothing is gained.
+    fn parts(&self, whole: &Plan, most: usize, shapes: &[Vec<usize>]) -> Option<Parts> {
+        let rows = *shapes.first()?.first()?;
+        let count = rows.div_ceil(most);
+        // Sizes that differ by a row at most: a last part of a few rows would read all weights for them.
+        let (least, larger) = (rows / count, rows % count);
+        let mut sizes = Vec::with_capacity(2);
+        for (rows, count) in [(least + 1, larger), (least, count - larger)] {
+            if count > 0 {
+                let plan = Arc::new(self.part(whole, rows, shapes)?);
+                self.condense(Some(&plan));
+                sizes.push(PartSize { plan, rows, count });
+            }
+        }
+        let mut parts =
+            Parts { sizes, rows, outputs: Vec::with_capacity(whole.outputs.len()), arena_bytes: 0 };
+        parts.arena_bytes = parts.part_bytes();
+        for (_, out) in &whole.outputs {
+            parts.outputs.push((parts.arena_bytes, out.clone()));
+            parts.arena_bytes += out.bytes().next_multiple_of(ALIGN_BYTES);
+        }
+        (parts.arena_bytes < whole.arena_bytes).then_some(parts)
+    }
+
+    /// The plan of a part of so many rows.
+    fn part(&self, whole: &Plan, rows: usize, shapes: &[Vec<usize>]) -> Option<Plan> {
         let mut part = shapes.to_vec();
         part.iter_mut().for_each(|shape| shape[0] = rows);
         // A constant of the model may have meant the batch: then a part does not fit, or gives other shapes.
@@ -246,14 +300,7 @@ impl Program {
                 let part = bound.values[id.index()].out.as_ref();
                 part.is_some_and(|part| part.dtype == out.dtype && part.shape[1..] == out.shape[1..])
             });
-        let plan = fits.then(|| schedule(&bound, self.target, self.limits).ok()).flatten()?;
-        let mut arena_bytes = plan.arena_bytes;
-        let mut outputs = Vec::with_capacity(whole.outputs.len());
-        for (_, out) in &whole.outputs {
-            outputs.push((arena_bytes, out.clone()));
-            arena_bytes += out.bytes().next_multiple_of(ALIGN_BYTES);
-        }
-        (arena_bytes < whole.arena_bytes).then(|| Parts { plan: Arc::new(plan), count, outputs, arena_bytes })
+        fits.then(|| schedule(&bound, self.target, self.limits).ok()).flatten()
     }
 
     /// The graph bound to these shapes, after all passes.

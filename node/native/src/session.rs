@@ -91,7 +91,8 @@ impl Session {
         sink: &mut dyn Sink,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<(), RunError> {
-        let bucket = match self.find(inputs) {
+        let known = self.find(inputs);
+        let bucket = match known {
             Some(at) => at,
             None => self.prepare(inputs)?,
         };
@@ -109,7 +110,13 @@ impl Session {
         }
         let bucket = self.ready[bucket].bucket.clone();
         let bytes = match &bucket {
-            Bucket::Dynamic => return self.interpret(inputs, sink, cancelled),
+            Bucket::Dynamic => {
+                self.interpret(inputs, sink, cancelled)?;
+                if known.is_none() {
+                    self.program.condense(None);
+                }
+                return Ok(());
+            }
             Bucket::Planned(plan) => plan.arena_bytes,
             Bucket::Parts(parts) => parts.arena_bytes,
         };
@@ -208,23 +215,31 @@ impl Session {
                 }
             }
             Bucket::Parts(parts) => {
-                let (arena, gathered) = memory.split_at_mut(parts.plan.arena_bytes);
-                let starts = |start: &usize| start - parts.plan.arena_bytes;
-                for part in 0..parts.count {
-                    for (i, slice) in slices.iter_mut().enumerate() {
-                        let all = whole(i);
-                        let bytes = all.len() / parts.count;
-                        *slice = &all[part * bytes..(part + 1) * bytes];
-                    }
-                    steps(&parts.plan, arena, slices, cancelled)?;
-                    for ((at, _), (start, _)) in parts.plan.outputs.iter().zip(&parts.outputs) {
-                        let bytes = output(&parts.plan, at, arena, slices);
-                        let from = starts(start) + part * bytes.len();
-                        gathered[from..from + bytes.len()].copy_from_slice(bytes);
+                let part_bytes = parts.part_bytes();
+                let (arena, gathered) = memory.split_at_mut(part_bytes);
+                // The rows from `row` on of something that has all rows, of which there are `rows`.
+                let range = |bytes: usize, row: usize, rows: usize| {
+                    let each = bytes / parts.rows;
+                    row * each..(row + rows) * each
+                };
+                let mut row = 0;
+                for size in &parts.sizes {
+                    for _ in 0..size.count {
+                        for (i, slice) in slices.iter_mut().enumerate() {
+                            let all = whole(i);
+                            *slice = &all[range(all.len(), row, size.rows)];
+                        }
+                        steps(&size.plan, arena, slices, cancelled)?;
+                        for ((at, _), (start, out)) in size.plan.outputs.iter().zip(&parts.outputs) {
+                            let bytes = output(&size.plan, at, arena, slices);
+                            gathered[start - part_bytes..][range(out.bytes(), row, size.rows)]
+                                .copy_from_slice(bytes);
+                        }
+                        row += size.rows;
                     }
                 }
                 for ((start, out), port) in parts.outputs.iter().zip(ports) {
-                    let from = starts(start);
+                    let from = start - part_bytes;
                     sink.output(&port.name, out.dtype, &out.shape, &gathered[from..from + out.bytes()]);
                 }
             }
@@ -285,3 +300,6 @@ fn output<'a>(plan: &'a Plan, at: &OutputAt, memory: &'a [u8], inputs: &[&'a [u8
 fn aligned(bytes: &[u8]) -> bool {
     (bytes.as_ptr() as usize).is_multiple_of(ALIGN_BYTES)
 }
+
+#[cfg(test)]
+mod tests;

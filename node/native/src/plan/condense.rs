@@ -32,6 +32,17 @@ pub fn condense(graph: &Graph, plan: Option<&Plan>) -> Option<Graph> {
     freed
 }
 
+/// Lets all constants, those of branches too, keep the forms that kernels make of them.
+pub fn hold_forms(graph: &Graph) {
+    graph.values.iter().filter_map(|value| value.constant.as_ref()).for_each(|tensor| tensor.forms().hold());
+    for node in &graph.nodes {
+        if let Op::If { then, otherwise } = &node.op {
+            hold_forms(then);
+            hold_forms(otherwise);
+        }
+    }
+}
+
 fn smaller(tensor: &Tensor, consts: &[Tensor]) -> Option<Tensor> {
     match consts.iter().find(|known| known.is_clone_of(tensor)) {
         Some(known) => tensor.is_borrowed().then(|| known.reshaped(tensor.shape())),
