@@ -6,9 +6,10 @@
 mod networks;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 
 use roost_native::conformance::read_bundle;
 use roost_native::onnx::external::Files;
@@ -155,4 +156,31 @@ fn weights_are_in_memory_once(name: &str, file: bytes::Bytes, inputs: &[Tensor],
     let more = live() - before;
     println!("{name}: a second session takes {more} bytes; the arena has {arena}");
     assert!(more <= SESSION_BYTES_MAX, "{name}: a second session takes {more} bytes");
+
+    // While both run, there is a second arena, and nothing else.
+    let inside = Barrier::new(2);
+    std::thread::scope(|scope| {
+        for session in [&mut first, &mut second] {
+            let (inside, inputs) = (&inside, &inputs);
+            scope.spawn(move || {
+                for _ in 0..3 {
+                    let asked = Cell::new(false);
+                    // Asked before the first step, when a run has its arena: none goes on before the other is there.
+                    let cancelled = || {
+                        if !asked.replace(true) {
+                            inside.wait();
+                        }
+                        false
+                    };
+                    session.run(inputs, &mut Bytes(0), &cancelled).expect("runs");
+                }
+            });
+        }
+    });
+    let more = live() - before;
+    println!("{name}: two that run at once take {more} bytes more than one");
+    assert!(
+        (arena..=arena + SESSION_BYTES_MAX).contains(&more),
+        "{name}: two at once take {more} bytes more"
+    );
 }

@@ -1,6 +1,8 @@
 //! The promise: the same bits on every instruction set, for any batch, planned or interpreted; and no allocation for
 //! shapes seen before.
 
+use std::sync::{Arc, Barrier};
+
 use roost_kernels::Isa;
 use roost_native::compare::digest;
 use roost_native::exec::interpret;
@@ -92,6 +94,36 @@ fn a_row_does_not_depend_on_its_batch() {
 }
 
 #[test]
+fn sessions_that_run_at_once_give_the_same_bits() {
+    const THREADS: usize = 4;
+    let batches = [1, 2, 5, 9];
+    for name in MODELS {
+        let folder = places::model(name);
+        let all: Vec<_> = batches.iter().map(|batch| inputs(name, *batch)).collect();
+        let mut alone = Session::new(places::program(&folder, None));
+        let expected: Vec<_> = all.iter().map(|inputs| run(&mut alone, inputs)).collect();
+        // Plans and weights are made while the others make them too: each thread begins with another batch.
+        let program = places::program(&folder, None);
+        let start = Barrier::new(THREADS);
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (program, start, all, expected) = (&program, &start, &all, &expected);
+                scope.spawn(move || {
+                    let mut session = Session::new(Arc::clone(program));
+                    start.wait();
+                    for turn in 0..3 * batches.len() {
+                        let at = (thread + turn) % batches.len();
+                        for (found, expected) in run(&mut session, &all[at]).iter().zip(&expected[at]) {
+                            assert_eq!(found.bytes(), expected.bytes(), "{name}, batch {}", batches[at]);
+                        }
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
 fn a_batch_in_parts_gives_the_bits_of_its_rows() {
     for name in ["squeezenet_fp32", "squeezenet_int8_qdq"] {
         let program = places::program(&places::model(name), None);
@@ -136,7 +168,7 @@ fn a_plan_names_the_tiles_of_each_instruction_set() {
 fn a_weight_that_was_freed_comes_back_for_a_reader_of_its_bytes() {
     let program = places::program(&places::model("digits_v2_conv"), None);
     let inputs = inputs("digits_v2_conv", 2);
-    let expected = run(&mut Session::new(std::sync::Arc::clone(&program)), &inputs);
+    let expected = run(&mut Session::new(Arc::clone(&program)), &inputs);
     // The interpreter convolves in NCHW, from the weights as the file has them.
     let context = interpret::Context { bytes_max: 1 << 30, cancelled: &|| false, target: program.target() };
     let found = interpret::graph(&program.graph(), inputs, context).expect("it runs");
@@ -163,7 +195,7 @@ fn the_interpreter_agrees_with_the_plan() {
     let name = "text_encoder_tiny";
     let program = places::program(&places::model(name), None);
     let inputs = inputs(name, 2);
-    let expected = run(&mut Session::new(std::sync::Arc::clone(&program)), &inputs);
+    let expected = run(&mut Session::new(Arc::clone(&program)), &inputs);
     let target = Target { kernels: roost_kernels::Kernels::best() };
     let context = interpret::Context { bytes_max: 1 << 30, cancelled: &|| false, target };
     let found = interpret::graph(&program.graph(), inputs, context).expect("it runs");

@@ -2,6 +2,7 @@
 
 mod bits;
 mod conformance;
+mod empty;
 mod hostile;
 mod models;
 mod networks;

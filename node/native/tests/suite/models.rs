@@ -100,8 +100,11 @@ fn digits_right(name: &str) -> (usize, usize) {
 
 #[test]
 fn quantised_digits_keep_their_accuracy() {
-    for name in ["digits_v2_conv", "digits_v2_int8_qdq", "digits_v2_int8_qdq_s8s8"] {
+    // 98.7 % of the 450 held-out digits, which the model in f32 gets right.
+    let (float, all) = digits_right("digits_v2_conv");
+    assert_eq!((float, all), (444, 450));
+    for name in ["digits_v2_int8_qdq", "digits_v2_int8_qdq_s8s8"] {
         let (right, all) = digits_right(name);
-        assert!(right * 1000 >= all * 986, "{name}: {right} of {all}");
+        assert!(right >= float, "{name}: {right} of {all}");
     }
 }
