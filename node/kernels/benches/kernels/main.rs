@@ -1,9 +1,13 @@
 //! How close kernels come to this machine's peaks. Run `cargo bench -p roost-kernels [-- FILTER]`, FILTER being
-//! one of gemm, conv, qgemm, qconv, fusion, rows.
+//! one of gemm, conv, qgemm, qconv, fusion, rows. Without a filter it writes `RESULTS.md`.
 //!
 //! Peaks are measured in the same run, by loops of independent products in registers. A figure is the first decile
 //! of many short runs, and comes with its share of the peak.
 
+mod peaks;
+mod report;
+
+use std::error::Error;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -12,32 +16,36 @@ use roost_kernels::{
     Output, QWeights, Quantization, RowsMut, Sign, SumsOut, Unary, Window, cast_mut, transpose,
 };
 
-fn main() {
+use report::{Bits, Report};
+
+fn main() -> Result<(), Box<dyn Error>> {
     let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
     let wanted = |name: &str| filter.as_deref().is_none_or(|filter| filter == name);
+    let mut report = Report::default();
     for isa in Isa::available().iter().rev().filter(|isa| **isa != Isa::Scalar) {
         let kernels = Kernels::of(*isa).expect("an available set");
         let (float, byte) = peaks::measure(*isa);
-        println!("# {isa}: peak {float:.1} GFLOP/s in f32, {byte:.1} GOP/s in 8 bits");
+        report.set(*isa, float, byte);
         if wanted("gemm") {
-            gemm(kernels, float);
+            gemm(kernels, &mut report);
         }
         if wanted("conv") {
-            conv(kernels, float);
+            conv(kernels, &mut report);
         }
         if wanted("qgemm") {
-            qgemm(kernels, byte);
+            qgemm(kernels, &mut report);
         }
         if wanted("qconv") {
-            qconv(kernels, byte);
+            qconv(kernels, &mut report);
         }
         if wanted("fusion") {
-            fusion(kernels);
+            fusion(kernels, &mut report);
         }
         if wanted("rows") {
-            rows(kernels);
+            rows(kernels, &mut report);
         }
     }
+    if filter.is_none() { report.write() } else { Ok(()) }
 }
 
 /// The first decile of the runs of a quarter second, in seconds of processor time. Other processes slow runs down
@@ -82,11 +90,6 @@ fn processor_seconds() -> f64 {
     START.get_or_init(Instant::now).elapsed().as_secs_f64()
 }
 
-fn report(name: &str, operations: f64, seconds: f64, peak: f64) {
-    let rate = operations / seconds / 1e9;
-    println!("{name:<46} {rate:8.1} G/s {:6.1} %  {:9.1} µs", 100.0 * rate / peak, seconds * 1e6);
-}
-
 /// Aligned numbers, so that a figure does not depend on where an allocator puts things.
 struct Floats(Buffer);
 
@@ -104,12 +107,12 @@ impl Floats {
     }
 }
 
-fn gemm(kernels: &'static Kernels, peak: f64) {
+fn gemm(kernels: &'static Kernels, report: &mut Report) {
     for (k, n) in [(768, 768), (1024, 1024), (64, 64), (128, 128)] {
         let gemm = kernels.gemm(k, n);
         let (mut weights, mut packed) = (Floats::new(k * n), Floats::new(gemm.packed_len()));
         gemm.pack(Matrix::dense(weights.get(), n), packed.get());
-        for m in [1, 8, 32, 128, 1024] {
+        for m in [1, 8, 32, 64, 128, 1024] {
             let (mut a, mut c) = (Floats::new(m * k), Floats::new(m * n));
             let mut scratch = Floats::new(gemm.scratch_len(m));
             let seconds = typical(|| {
@@ -117,7 +120,15 @@ fn gemm(kernels: &'static Kernels, peak: f64) {
                 let a = Matrix::dense(a.get(), k);
                 gemm.run(m, a, packed.get(), out, &Epilogue::default(), scratch.get());
             });
-            report(&format!("gemm {m}x{k}x{n}"), 2.0 * (m * n * k) as f64, seconds, peak);
+            let aim = match kernels.isa() {
+                // Smaller matrices than transformers have are in the table without an aim.
+                _ if k < 768 => None,
+                Isa::Avx512 if m >= 32 => Some(95.0),
+                Isa::Avx2 if m >= 64 => Some(90.0),
+                Isa::Avx2 if m == 8 => Some(80.0),
+                _ => None,
+            };
+            report.share(&format!("gemm {m}x{k}x{n}"), 2.0 * (m * n * k) as f64, seconds, Bits::Float, aim);
         }
     }
 }
@@ -149,7 +160,7 @@ fn operations(size: usize, kernel: usize, channels: usize, filters: usize) -> f6
     2.0 * (taps * taps * channels * filters) as f64
 }
 
-fn conv(kernels: &'static Kernels, peak: f64) {
+fn conv(kernels: &'static Kernels, report: &mut Report) {
     let epilogue = Epilogue { activation: Activation::Relu, ..Epilogue::default() };
     for (size, kernel, channels, filters) in shapes() {
         let shape = ConvShape { y: same(size, kernel), x: same(size, kernel), channels, filters, groups: 1 };
@@ -165,7 +176,7 @@ fn conv(kernels: &'static Kernels, peak: f64) {
             conv.run(1, input, packed.get(), out, &epilogue, scratch.get());
         });
         let name = format!("conv {kernel}x{kernel} {size}x{size} {channels} -> {filters}");
-        report(&name, operations(size, kernel, channels, filters), seconds, peak);
+        report.share(&name, operations(size, kernel, channels, filters), seconds, Bits::Float, None);
     }
     let stem = |size| Window { size, kernel: 3, stride: 2, dilation: 1, before: 0, after: 0 };
     let shape = ConvShape { y: stem(224), x: stem(224), channels: 3, filters: 64, groups: 1 };
@@ -177,7 +188,13 @@ fn conv(kernels: &'static Kernels, peak: f64) {
         let out = RowsMut { data: y.get(), stride: 64 };
         conv.run(1, ConvInput::Nchw { data: x.get() }, packed.get(), out, &epilogue, &mut []);
     });
-    report("stem 3x3 stride 2, 224x224 3 -> 64, NCHW", 2.0 * (111 * 111 * 27 * 64) as f64, seconds, peak);
+    report.share(
+        "stem 3x3 stride 2, 224x224 3 -> 64, NCHW",
+        2.0 * (111 * 111 * 27 * 64) as f64,
+        seconds,
+        Bits::Float,
+        None,
+    );
     let shape = ConvShape { y: same(56, 3), x: same(56, 3), channels: 128, filters: 128, groups: 128 };
     let conv = kernels.conv(shape).expect("a shape");
     let (mut weights, mut packed) = (Floats::new(128 * 9), Floats::new(conv.packed_len()));
@@ -188,7 +205,7 @@ fn conv(kernels: &'static Kernels, peak: f64) {
         let input = ConvInput::Nhwc { data: x.get(), pixel: 128 };
         conv.run(1, input, packed.get(), out, &epilogue, &mut []);
     });
-    report("depthwise 3x3 56x56 128", 2.0 * (166 * 166 * 128) as f64, seconds, peak);
+    report.share("depthwise 3x3 56x56 128", 2.0 * (166 * 166 * 128) as f64, seconds, Bits::Float, None);
 }
 
 fn byte_rows(len: usize) -> Vec<u8> {
@@ -200,7 +217,7 @@ fn requantized<'a>(data: &'a mut [u8], stride: usize) -> Output<'a> {
     Output::Bytes(BytesOut { data, stride, scale, zero: 10, low: 10, high: 255, residual: None })
 }
 
-fn qgemm(kernels: &'static Kernels, peak: f64) {
+fn qgemm(kernels: &'static Kernels, report: &mut Report) {
     for (k, n) in [(768, 768), (1024, 1024), (64, 64)] {
         let gemm = kernels.qgemm(k, n, Sign::Unsigned);
         let weights: Vec<i8> = byte_rows(k * n).iter().map(|x| *x as i8).collect();
@@ -214,12 +231,14 @@ fn qgemm(kernels: &'static Kernels, peak: f64) {
             let seconds = typical(|| {
                 gemm.run(m, ByteRows { data: &a, stride: k }, packed, &offsets, None, requantized(&mut c, n));
             });
-            report(&format!("qgemm {m}x{k}x{n}, to bytes"), 2.0 * (m * n * k) as f64, seconds, peak);
+            let aim = (kernels.isa() == Isa::Avx512 && k >= 768 && m >= 8).then_some(90.0);
+            let name = format!("qgemm {m}x{k}x{n}, to bytes");
+            report.share(&name, 2.0 * (m * n * k) as f64, seconds, Bits::Byte, aim);
         }
     }
 }
 
-fn qconv(kernels: &'static Kernels, peak: f64) {
+fn qconv(kernels: &'static Kernels, report: &mut Report) {
     for (size, kernel, channels, filters) in shapes() {
         let shape = ConvShape { y: same(size, kernel), x: same(size, kernel), channels, filters, groups: 1 };
         let conv = kernels.qconv(shape, Sign::Unsigned).expect("a shape");
@@ -237,13 +256,13 @@ fn qconv(kernels: &'static Kernels, peak: f64) {
             conv.run(1, rows, 128, weights, requantized(&mut y, filters), &mut scratch);
         });
         let name = format!("qconv {kernel}x{kernel} {size}x{size} {channels} -> {filters}");
-        report(&name, operations(size, kernel, channels, filters), seconds, peak);
+        report.share(&name, operations(size, kernel, channels, filters), seconds, Bits::Byte, None);
     }
 }
 
 /// A pointwise convolution of bytes with its requantisation in the tile, against the same product followed by
 /// passes of dequantisation, ReLU and quantisation over all of it.
-fn fusion(kernels: &'static Kernels) {
+fn fusion(kernels: &'static Kernels, report: &mut Report) {
     let (m, k, n) = (56 * 56, 64, 64);
     let gemm = kernels.qgemm(k, n, Sign::Unsigned);
     let weights: Vec<i8> = byte_rows(k * n).iter().map(|x| *x as i8).collect();
@@ -266,20 +285,13 @@ fn fusion(kernels: &'static Kernels) {
         relu.run_in_place(&mut floats);
         kernels.quantize(&floats, to, &mut again);
     });
-    println!(
-        "fused {:.1} µs; product {:.1} µs and passes {:.1} µs: {:.2} times",
-        fused * 1e6,
-        product * 1e6,
-        passes * 1e6,
-        (product + passes) / fused
-    );
+    report.fusion(fused, product, passes);
 }
 
-fn rows(kernels: &'static Kernels) {
+fn rows(kernels: &'static Kernels, report: &mut Report) {
     let n = 4096;
     let (mut x, mut y) = (Floats::new(n), Floats::new(n));
-    let show =
-        |name: &str, seconds: f64| println!("{name:<46} {:8.3} ns per element", seconds * 1e9 / n as f64);
+    let mut show = |name: &str, seconds: f64| report.each(name, seconds * 1e9 / n as f64);
     for unary in [Unary::Relu, Unary::Exp, Unary::Log, Unary::Tanh, Unary::Erf, Unary::Sigmoid, Unary::Gelu] {
         let kernel = kernels.unary(unary);
         show(&format!("{unary:?}"), typical(|| kernel.run(x.get(), black_box(y.get()))));
@@ -297,90 +309,4 @@ fn rows(kernels: &'static Kernels) {
     let mut bytes = vec![0; n];
     show("quantize", typical(|| kernels.quantize(x.get(), with, black_box(&mut bytes))));
     show("dequantize", typical(|| kernels.dequantize(&bytes, with, black_box(y.get()))));
-}
-
-/// What the hardware can do at most: as many independent products as hide their latency, all in registers.
-mod peaks {
-    use roost_kernels::Isa;
-
-    use super::{black_box, typical};
-
-    const ROUNDS: usize = 20_000;
-
-    /// GFLOP/s in f32 and GOP/s in 8 bits.
-    pub fn measure(isa: Isa) -> (f64, f64) {
-        let (lanes, sums, products, bytes): (usize, usize, fn(), fn()) = match isa {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the set is available, as main asks only for such.
-            Isa::Avx512 => (16, 16, || unsafe { x86::floats512() }, || unsafe { x86::bytes512() }),
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Isa::Avx2 => (8, 12, || unsafe { x86::floats256() }, || unsafe { x86::bytes256() }),
-            _ => return (f64::NAN, f64::NAN),
-        };
-        let rate = |run: fn(), each: usize| (2 * each * sums * ROUNDS) as f64 / typical(run) / 1e9;
-        let per_lane = if isa == Isa::Avx512 && is_vnni() { 4 } else { 2 };
-        (rate(products, lanes), rate(bytes, per_lane * lanes))
-    }
-
-    fn is_vnni() -> bool {
-        roost_kernels::Features::detect().vnni
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    mod x86 {
-        #[allow(clippy::wildcard_imports, reason = "intrinsics, by the dozen")]
-        use std::arch::x86_64::*;
-
-        use super::{ROUNDS, black_box};
-
-        #[target_feature(enable = "avx512f")]
-        pub unsafe fn floats512() {
-            let mut sums = [_mm512_set1_ps(1.0); 16];
-            let (x, y) = (black_box(_mm512_set1_ps(0.5)), black_box(_mm512_set1_ps(0.25)));
-            for _ in 0..ROUNDS {
-                for sum in &mut sums {
-                    *sum = _mm512_fmadd_ps(*sum, x, y);
-                }
-            }
-            black_box(sums);
-        }
-
-        #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-        pub unsafe fn bytes512() {
-            let mut sums = [_mm512_set1_epi32(1); 16];
-            let x = black_box(_mm512_set1_epi32(0x0101_0101));
-            for _ in 0..ROUNDS {
-                for sum in &mut sums {
-                    *sum = _mm512_dpbusd_epi32(*sum, x, x);
-                }
-            }
-            black_box(sums);
-        }
-
-        #[target_feature(enable = "avx2,fma")]
-        pub unsafe fn floats256() {
-            let mut sums = [_mm256_set1_ps(1.0); 12];
-            let (x, y) = (black_box(_mm256_set1_ps(0.5)), black_box(_mm256_set1_ps(0.25)));
-            for _ in 0..ROUNDS {
-                for sum in &mut sums {
-                    *sum = _mm256_fmadd_ps(*sum, x, y);
-                }
-            }
-            black_box(sums);
-        }
-
-        #[target_feature(enable = "avx2,fma")]
-        pub unsafe fn bytes256() {
-            let mut sums = [_mm256_set1_epi32(1); 12];
-            let mut x = black_box(_mm256_set1_epi32(0x0001_0001));
-            for _ in 0..ROUNDS {
-                for sum in &mut sums {
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(x, *sum));
-                }
-                x = black_box(x);
-            }
-            black_box(sums);
-        }
-    }
 }
