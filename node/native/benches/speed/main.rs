@@ -83,6 +83,7 @@ fn write(rows: &BTreeMap<usize, (String, Vec<[f64; 3]>)>, libraries: &str) -> Re
         said("date", &["-u", "+%F"])?
     )?;
     writeln!(text, "- Kernels: {}; compared with {}", roost_kernels::Isa::best(), names.join(", "))?;
+    text.push_str("- Command: `ROOST_BENCH_ORT=LIBRARIES cargo bench -p roost-native --bench speed`\n");
     text.push_str(
         "- In turns, five rounds; µs are medians of processor time; the ratio is ONNX Runtime ÷ native, median of rounds, ",
     );
