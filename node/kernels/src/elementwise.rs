@@ -225,23 +225,6 @@ impl BinaryKernel {
         // SAFETY: n values each; the result replaces a through the same pointer, and b is apart.
         unsafe { (self.zip)(at, at_b, at, n, [true, row_b]) }
     }
-
-    /// `b = f(a, b)`.
-    ///
-    /// # Panics
-    /// When a is a row not as long as `b`.
-    pub fn run_in_place_second(&self, a: Operand<'_>, b: &mut [f32]) {
-        let (at_a, row_a): (*const f32, bool) = match &a {
-            Operand::Row(row) => {
-                assert_eq!(row.len(), b.len(), "operands are of equal length");
-                (row.as_ptr(), true)
-            }
-            Operand::One(value) => (value, false),
-        };
-        let (n, at) = (b.len(), b.as_mut_ptr());
-        // SAFETY: n values each; the result replaces b through the same pointer, and a is apart.
-        unsafe { (self.zip)(at_a, at, at, n, [row_a, true]) }
-    }
 }
 
 impl Kernels {

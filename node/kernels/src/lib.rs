@@ -13,14 +13,12 @@
 //! - [`Gemm`], [`QGemm`]: products in f32 and in 8 bits, weights packed beforehand, with an epilogue.
 //! - [`Conv`], [`QConv`], [`Pool`]: images in NHWC.
 //! - [`Unary`], [`Binary`], [`Reduce`], softmax, norms, recurrent cells, quantisation, [`transpose()`]: over rows.
-//! - [`Buffer`]: aligned memory, cut into views that are checked to be apart.
 //!
 //! Kernels never allocate and never take a lock: results and scratch are slices of the caller's. Sizes are
 //! asserted where a kernel is entered; that is the proof for the unsafe code below. Deliberately absent: threads
 //! (callers split rows, columns or images), graphs, and element types other than f32 and 8 bits, which safe code
 //! does well enough.
 
-mod buffer;
 mod conv;
 #[macro_use]
 mod elementwise;
@@ -49,15 +47,13 @@ mod x86;
 #[cfg(test)]
 mod test;
 
-pub use buffer::{ALIGN_BYTES, AllocationError, Buffer, Number, Rest, cast, cast_mut};
 pub use conv::{Conv, ConvInput, ConvShape, Pool, PoolKind, QConv, QWeights, ShapeError, Window};
 pub use elementwise::{Binary, BinaryKernel, Operand, Unary, UnaryKernel};
 pub use gemm::{Activation, Epilogue, Gemm, Matrix, Rows, RowsMut};
 pub use isa::{Features, Isa, IsaError};
 pub use norm::Moments;
-pub use qgemm::{ByteRows, BytesOut, FloatsOut, Output, QGemm, Residual, Sign, SumsOut, WeightZeros};
+pub use qgemm::{ByteRows, BytesOut, FloatsOut, Output, QGemm, Sign, SumsOut, WeightZeros};
 pub use quantize::Quantization;
 pub use reduce::{Reduce, ReduceKernel};
-pub use softmax::Logits;
 pub use table::{Kernels, Layout};
 pub use transpose::transpose;

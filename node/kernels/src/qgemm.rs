@@ -8,7 +8,7 @@
 pub(crate) mod output;
 pub(crate) mod tile;
 
-pub use output::{BytesOut, FloatsOut, Output, Residual, SumsOut};
+pub use output::{BytesOut, FloatsOut, Output, SumsOut};
 
 use crate::gemm::tile::Taps;
 use crate::gemm::{cut, extent};
@@ -111,6 +111,38 @@ impl QGemm {
                 }
             }
         }
+    }
+
+    /// Hands over every element of a packed B: row, column, value.
+    ///
+    /// # Panics
+    /// When `packed` is not [`Self::packed_len`] long.
+    pub fn unpack(&self, packed: &[i8], mut put: impl FnMut(usize, usize, i8)) {
+        let tiles = self.kernels.qtiles();
+        assert_eq!(packed.len(), self.packed_len(), "the packed weights' length");
+        let mut values = packed.iter();
+        for (first, width) in panels(tiles, self.n) {
+            for p in (0..self.k).step_by(tiles.group) {
+                for c in first..first + width {
+                    for (row, value) in (p..p + tiles.group).zip(&mut values) {
+                        if c < self.n && row < self.k {
+                            put(row, c, *value);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Rows and columns of the tile that most of m rows run on; `None` where there is nothing to compute.
+    pub fn tile(&self, m: usize) -> Option<[usize; 2]> {
+        if m == 0 || self.n == 0 {
+            return None;
+        }
+        let tiles = self.kernels.qtiles();
+        let planned = tiles.widest(m);
+        let rows = m.div_ceil(m.div_ceil(tiles.by_width[planned].len()));
+        Some([rows, tiles.lanes << tiles.width_at(planned, self.n)])
     }
 
     /// What starts each column: `bias - a_zero · sum of the column`, for A as this machine reads it.
@@ -287,13 +319,10 @@ impl QOut {
                         *bias = bias.add(column);
                     }
                 }
-                Self::Bytes { out, row, scale, each, residual, .. } => {
+                Self::Bytes { out, row, scale, each, .. } => {
                     *out = out.add(r * *row + column);
                     if *each {
                         *scale = scale.add(column);
-                    }
-                    if !residual.data.is_null() {
-                        residual.data = residual.data.add(r * residual.row + column);
                     }
                 }
             }

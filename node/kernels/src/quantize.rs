@@ -61,7 +61,7 @@ pub(crate) unsafe fn quantize<S: Simd>(x: *const f32, y: *mut u8, n: usize, with
     unsafe {
         let (low, high) = with.sign.range();
         // Bounds before rounding are whole numbers, so that rounding cannot pass them.
-        let to = ByteRange { low: low - with.zero, high: high - with.zero, zero: with.zero };
+        let to = ByteRange { low: low - with.zero, high: high - with.zero, zero: with.zero, tame: false };
         let scale = S::V::splat(with.scale);
         let lanes = S::V::LANES;
         let mut whole = 0;

@@ -150,6 +150,18 @@ pub(crate) trait IntVector: Copy + 'static {
             Self::from_float(b.over(low).under(high)).add(zero).store_low_bytes(p, Self::Float::LANES);
         }
     }
+
+    /// Twice [`IntVector::store_rounded`], each to a place of its own, for a range that is [`ByteRange::tame`].
+    ///
+    /// Sets that can narrow four vectors at once do so, to the same bytes.
+    #[inline(always)]
+    unsafe fn store_tame(values: [[Self::Float; 2]; 2], to: &ByteRange, p: [*mut u8; 2]) {
+        // SAFETY: the caller lets 2 · LANES bytes be written at each place.
+        unsafe {
+            Self::store_rounded(values[0], to, p[0]);
+            Self::store_rounded(values[1], to, p[1]);
+        }
+    }
 }
 
 /// Bounds of a result before its zero point is added, so that the sum is a byte, signed or unsigned.
@@ -161,6 +173,21 @@ pub(crate) struct ByteRange {
     pub(crate) high: i32,
     /// The zero point.
     pub(crate) zero: i32,
+    /// Whether every value is a number less than 2^31 in size, and results are bytes of one sign: then the greatest
+    /// bound may come after the rounding, and narrowing may do a part of it.
+    pub(crate) tame: bool,
+}
+
+impl ByteRange {
+    /// What to add to a rounded value so that the result is an unsigned byte, the bounds of that byte, and what to
+    /// exclusive-or with it for the byte that is meant. For a tame range.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn unsigned(&self) -> (i16, [i8; 2], i8) {
+        let flip = if self.low + self.zero < 0 { 128 } else { 0 };
+        let zero = self.zero + flip;
+        (zero as i16, [(self.low + zero) as i8, (self.high + zero) as i8], flip as i8)
+    }
 }
 
 /// Products of 8-bit numbers summed into i32 lanes; what an integer tile needs beyond [`IntVector`].

@@ -324,7 +324,7 @@ macro_rules! entries {
             entry!([$($feature)?] reduce_entry [F: Fold] (x: *const f32, n: usize) -> f32, reduce::<S, F>);
             entry!(
                 [$($feature)?] softmax_entry []
-                (x: *const f32, mask: *const f32, y: *mut f32, n: usize, scale: f32, logarithm: bool),
+                (x: *const f32, y: *mut f32, n: usize, logarithm: bool),
                 softmax::<S>
             );
             entry!([$($feature)?] norm_entry [] (t: &NormArgs) -> Moments, norm::<S>);

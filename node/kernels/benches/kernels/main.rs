@@ -12,8 +12,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use roost_kernels::{
-    Activation, Buffer, ByteRows, BytesOut, ConvInput, ConvShape, Epilogue, Isa, Kernels, Logits, Matrix,
-    Output, QWeights, Quantization, RowsMut, Sign, SumsOut, Unary, Window, cast_mut, transpose,
+    Activation, ByteRows, BytesOut, ConvInput, ConvShape, Epilogue, Isa, Kernels, Matrix, Output, QWeights,
+    Quantization, RowsMut, Sign, SumsOut, Unary, Window, transpose,
 };
 
 use report::{Bits, Report};
@@ -90,20 +90,36 @@ fn processor_seconds() -> f64 {
     START.get_or_init(Instant::now).elapsed().as_secs_f64()
 }
 
-/// Aligned numbers, so that a figure does not depend on where an allocator puts things.
-struct Floats(Buffer);
+/// Numbers from a multiple of 64 bytes on, so that a figure does not depend on where an allocator puts things.
+struct Aligned<T> {
+    numbers: Vec<T>,
+    start: usize,
+}
+
+type Floats = Aligned<f32>;
+
+impl<T: Clone + Default> Aligned<T> {
+    fn zeroed(len: usize) -> Self {
+        const LINE_BYTES: usize = 64;
+        let numbers = vec![T::default(); len + LINE_BYTES / size_of::<T>()];
+        let start = numbers.as_ptr().align_offset(LINE_BYTES);
+        let mut aligned = Self { numbers, start };
+        aligned.numbers.truncate(start + len);
+        aligned
+    }
+
+    fn get(&mut self) -> &mut [T] {
+        &mut self.numbers[self.start..]
+    }
+}
 
 impl Floats {
     fn new(len: usize) -> Self {
-        let mut buffer = Buffer::zeroed(4 * len).expect("room");
-        for (i, x) in cast_mut::<u8, f32>(buffer.bytes_mut()).iter_mut().enumerate() {
+        let mut floats = Self::zeroed(len);
+        for (i, x) in floats.get().iter_mut().enumerate() {
             *x = (i * 31 % 251) as f32 / 251.0 - 0.5;
         }
-        Self(buffer)
-    }
-
-    fn get(&mut self) -> &mut [f32] {
-        cast_mut(self.0.bytes_mut())
+        floats
     }
 }
 
@@ -214,20 +230,20 @@ fn byte_rows(len: usize) -> Vec<u8> {
 
 fn requantized<'a>(data: &'a mut [u8], stride: usize) -> Output<'a> {
     let scale = &[0.001];
-    Output::Bytes(BytesOut { data, stride, scale, zero: 10, low: 10, high: 255, residual: None })
+    Output::Bytes(BytesOut { data, stride, scale, zero: 10, low: 10, high: 255 })
 }
 
 fn qgemm(kernels: &'static Kernels, report: &mut Report) {
     for (k, n) in [(768, 768), (1024, 1024), (64, 64)] {
         let gemm = kernels.qgemm(k, n, Sign::Unsigned);
         let weights: Vec<i8> = byte_rows(k * n).iter().map(|x| *x as i8).collect();
-        let mut packed = Buffer::zeroed(gemm.packed_len()).expect("room");
+        let mut packed = Aligned::<i8>::zeroed(gemm.packed_len());
         let (mut sums, mut offsets) = (vec![0; n], vec![0; n]);
-        gemm.pack(&weights, n, 1, cast_mut(packed.bytes_mut()), &mut sums);
+        gemm.pack(&weights, n, 1, packed.get(), &mut sums);
         gemm.offsets(&sums, 128, None, &mut offsets);
         for m in [1, 8, 32, 128, 1024, 3136] {
             let (a, mut c) = (byte_rows(m * k), vec![0u8; m * n]);
-            let packed: &[i8] = cast_mut(packed.bytes_mut());
+            let packed: &[i8] = packed.get();
             let seconds = typical(|| {
                 gemm.run(m, ByteRows { data: &a, stride: k }, packed, &offsets, None, requantized(&mut c, n));
             });
@@ -244,10 +260,10 @@ fn qconv(kernels: &'static Kernels, report: &mut Report) {
         let conv = kernels.qconv(shape, Sign::Unsigned).expect("a shape");
         let weights: Vec<i8> =
             byte_rows(channels * filters * shape.taps()).iter().map(|x| *x as i8).collect();
-        let mut packed = Buffer::zeroed(conv.packed_len()).expect("room");
+        let mut packed = Aligned::<i8>::zeroed(conv.packed_len());
         let mut sums = vec![0; conv.sums_len()];
-        conv.pack(&weights, cast_mut(packed.bytes_mut()), &mut sums);
-        let packed: &[i8] = cast_mut(packed.bytes_mut());
+        conv.pack(&weights, packed.get(), &mut sums);
+        let packed: &[i8] = packed.get();
         let (x, mut y) = (byte_rows(size * size * channels), vec![0u8; size * size * filters]);
         let mut scratch = vec![0; conv.scratch_len()];
         let seconds = typical(|| {
@@ -296,7 +312,7 @@ fn rows(kernels: &'static Kernels, report: &mut Report) {
         let kernel = kernels.unary(unary);
         show(&format!("{unary:?}"), typical(|| kernel.run(x.get(), black_box(y.get()))));
     }
-    show("softmax", typical(|| kernels.softmax(x.get(), Logits::default(), black_box(y.get()))));
+    show("softmax", typical(|| kernels.softmax(x.get(), black_box(y.get()))));
     show("layer norm", typical(|| _ = black_box(kernels.layer_norm(x.get(), None, None, 1e-5, y.get()))));
     show("transpose 64x64", typical(|| transpose(x.get(), 64, 64, 64, black_box(y.get()), 64)));
     let gemm = kernels.gemm(64, 64);

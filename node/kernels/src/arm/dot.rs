@@ -29,12 +29,13 @@ impl Dot for SdotFours {
 
     #[inline(always)]
     unsafe fn load_a_part(p: *const u8, n: usize, flip: u8) -> int8x16_t {
-        let mut four = [0u8; 4];
-        // SAFETY: the caller lets n bytes be read, at most 3.
-        unsafe {
-            std::ptr::copy_nonoverlapping(p, four.as_mut_ptr(), n.min(4));
-            Self::load_a(four.as_ptr(), flip)
+        let mut four = 0;
+        for i in 0..n.min(3) {
+            // SAFETY: the caller lets n bytes be read, at most 3.
+            four |= u32::from(unsafe { p.add(i).read() } ^ flip) << (8 * i);
         }
+        // SAFETY: NEON.
+        unsafe { vreinterpretq_s8_u32(vdupq_n_u32(four)) }
     }
 
     #[inline(always)]

@@ -449,11 +449,7 @@ impl QOut {
     /// The same with rows `step` times as far apart.
     fn spread(mut self, step: usize) -> Self {
         match &mut self {
-            Self::Sums { row, .. } | Self::Floats { row, .. } => *row *= step,
-            Self::Bytes { row, residual, .. } => {
-                *row *= step;
-                residual.row *= step;
-            }
+            Self::Sums { row, .. } | Self::Floats { row, .. } | Self::Bytes { row, .. } => *row *= step,
         }
         self
     }

@@ -1,3 +1,5 @@
+//! Convolutions against their definition, on every set.
+
 use crate::conv::{Conv, ConvInput, ConvShape, PoolKind, QWeights, Window};
 use crate::elementwise::Unary;
 use crate::gemm::{Activation, Epilogue, Rows, RowsMut};
@@ -258,7 +260,6 @@ fn integer_convolutions_are_exact() {
                     zero: 5,
                     low: -128,
                     high: 127,
-                    residual: None,
                 }));
                 let expected: Vec<u8> = sums
                     .iter()

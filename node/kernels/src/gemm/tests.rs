@@ -1,3 +1,5 @@
+//! Products of matrices against their definition, on every set.
+
 use crate::elementwise::Unary;
 use crate::gemm::{Activation, Epilogue, Matrix, Rows, RowsMut};
 use crate::isa::Isa;

@@ -3,8 +3,7 @@
 use crate::elementwise::{Unary, UnaryKernel};
 use crate::gemm::tile::Clamp;
 use crate::gemm::{Activation, extent};
-use crate::qgemm::Sign;
-use crate::qgemm::tile::{QOut, QResidual};
+use crate::qgemm::tile::QOut;
 use crate::simd::ByteRange;
 
 /// What becomes of the sums of an integer product or convolution.
@@ -42,7 +41,7 @@ pub struct FloatsOut<'a> {
     pub activation: Activation,
 }
 
-/// `clamp(round(sum · scale + residual) + zero)` as u8 or s8, halves rounded to even.
+/// `clamp(round(sum · scale) + zero)` as u8 or s8, halves rounded to even.
 #[derive(Debug)]
 pub struct BytesOut<'a> {
     /// Row r at `r · stride`.
@@ -57,23 +56,6 @@ pub struct BytesOut<'a> {
     pub low: i32,
     /// The greatest result.
     pub high: i32,
-    /// Added before rounding.
-    pub residual: Option<Residual<'a>>,
-}
-
-/// `(byte - zero) · scale`, added to a result before it is rounded.
-#[derive(Debug, Clone, Copy)]
-pub struct Residual<'a> {
-    /// Row r at `r · stride`.
-    pub data: &'a [u8],
-    /// From the start of a row to that of the next.
-    pub stride: usize,
-    /// How its bytes are read.
-    pub sign: Sign,
-    /// Its zero point.
-    pub zero: i32,
-    /// Its scale over that of the result.
-    pub scale: f32,
 }
 
 impl Output<'_> {
@@ -115,33 +97,19 @@ impl Output<'_> {
                 };
                 (out, map)
             }
-            Self::Bytes(BytesOut { data, stride, scale, zero, low, high, residual }) => {
+            Self::Bytes(BytesOut { data, stride, scale, zero, low, high }) => {
                 fits(data.len(), stride);
                 scales(scale);
                 assert!(-128 <= low && low <= high && high <= 255, "bounds of a byte");
                 assert!((-128..=255).contains(&zero), "a zero point of a byte");
-                if let Some(residual) = &residual {
-                    assert!(
-                        residual.data.len() >= extent(m, residual.stride, n),
-                        "the residual reaches beyond its slice"
-                    );
-                }
+                // Sums are at most 2^31 in size.
+                let tame = scale.iter().all(|scale| scale.abs() < 1.0) && (low >= 0 || high <= 127);
                 let out = QOut::Bytes {
                     out: data.as_mut_ptr(),
                     row: stride,
                     scale: scale.as_ptr(),
                     each: scale.len() == n,
-                    to: ByteRange { low: low - zero, high: high - zero, zero },
-                    residual: residual.map_or(
-                        QResidual { data: std::ptr::null(), row: 0, signed: false, zero: 0, scale: 0.0 },
-                        |residual| QResidual {
-                            data: residual.data.as_ptr(),
-                            row: residual.stride,
-                            signed: residual.sign == Sign::Signed,
-                            zero: residual.zero,
-                            scale: residual.scale,
-                        },
-                    ),
+                    to: ByteRange { low: low - zero, high: high - zero, zero, tame },
                 };
                 (out, None)
             }

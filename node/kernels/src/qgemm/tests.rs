@@ -1,5 +1,7 @@
+//! Products in 8 bits against their definition, on every set.
+
 use crate::gemm::Activation;
-use crate::qgemm::{ByteRows, BytesOut, FloatsOut, Output, Residual, Sign, SumsOut, WeightZeros};
+use crate::qgemm::{ByteRows, BytesOut, FloatsOut, Output, Sign, SumsOut, WeightZeros};
 use crate::test::{Guarded, bytes, kernels, noise, same, sized};
 
 fn number(byte: u8, sign: Sign) -> i32 {
@@ -19,7 +21,6 @@ fn check(m: usize, k: usize, n: usize, sign: Sign, weight_zeros: bool) {
     let zeros: Vec<i32> = bytes(n, 4).iter().map(|x| i32::from(*x as i8)).collect();
     let scale: Vec<f32> = noise(n, 5).iter().map(|x| 1e-3 + x.abs() * 1e-3).collect();
     let plus = noise(n, 6);
-    let residual = bytes(m * n, 7);
     let mut sums = vec![0i32; m * n];
     for r in 0..m {
         for c in 0..n {
@@ -37,6 +38,9 @@ fn check(m: usize, k: usize, n: usize, sign: Sign, weight_zeros: bool) {
         let mut packed = Guarded::from(&vec![0i8; gemm.packed_len()]);
         let mut column_sums = vec![0; n];
         gemm.pack(&b, n, 1, &mut packed, &mut column_sums);
+        let mut unpacked = vec![None; k * n];
+        gemm.unpack(&packed, |r, c, value| unpacked[r * n + c] = Some(value));
+        assert!(unpacked.iter().zip(&b).all(|(found, value)| *found == Some(*value)), "{name}");
         let mut offsets = Guarded::from(&vec![0i32; n]);
         gemm.offsets(&column_sums, a_zero, Some(&bias), &mut offsets);
         let rows = ByteRows { data: &a, stride };
@@ -73,16 +77,14 @@ fn check(m: usize, k: usize, n: usize, sign: Sign, weight_zeros: bool) {
             zero: out_zero,
             low: relu_low,
             high: 255,
-            residual: Some(Residual { data: &residual, stride: n, sign, zero: 3, scale: 0.5 }),
         });
         if n > 0 {
             gemm.run(m, rows, &packed, &offsets, weights, target);
         }
         let expected: Vec<u8> = sums
             .iter()
-            .zip(&residual)
-            .map(|(sum, residual)| {
-                let value = ((number(*residual, sign) - 3) as f32).mul_add(0.5, *sum as f32 * scale[0]);
+            .map(|sum| {
+                let value = *sum as f32 * scale[0];
                 (value.round_ties_even() as i32).saturating_add(out_zero).clamp(relu_low, 255) as u8
             })
             .collect();
@@ -143,5 +145,65 @@ fn sums_wrap() {
         let target = Output::Sums(SumsOut { data: &mut out, stride: 1 });
         gemm.run(1, ByteRows { data: &[2], stride: 1 }, &packed, &offsets, None, target);
         assert_eq!(out[0], i32::MIN + 1, "{}", kernels.isa());
+    }
+}
+
+/// The definition of a requantised sum.
+fn requantized(sum: i32, scale: f32, zero: i32, low: i32, high: i32) -> u8 {
+    // The cast saturates; a sum past i64 cannot be.
+    let rounded = (sum as f32 * scale).round_ties_even() as i64;
+    (rounded + i64::from(zero)).clamp(i64::from(low), i64::from(high)) as u8
+}
+
+#[test]
+fn whole_vectors_of_bytes_at_every_bound() {
+    // The widest tiles of AVX-512 take 256 columns.
+    let n = sized(320, 64, 32);
+    let weights: Vec<i8> = bytes(n, 2).iter().map(|x| *x as i8).collect();
+    // Halves, the ends of i16 and of i32, and what lies between.
+    let bias: Vec<i32> = (0..n as i32)
+        .map(|c| match c % 8 {
+            0 => i32::MAX - 40_000,
+            1 => i32::MIN + 40_000,
+            2 => 4 * c,
+            3 => -4 * c - 2,
+            4 => 131_072 + 2 * c,
+            5 => -131_072 - 2 * c,
+            6 => 600 * (c - n as i32 / 2),
+            _ => c - n as i32 / 2,
+        })
+        .collect();
+    let mixed: Vec<f32> = (0..n).map(|c| [0.25, 0.5, 0.999_999_94, 1e-3][c % 4]).collect();
+    let scales = [vec![0.25], vec![0.999_999_94], vec![1.0], vec![-0.5], vec![3e9], mixed];
+    let unsigned = [(0, 0, 255), (20, 20, 255), (255, 0, 255), (128, 128, 200), (7, 30, 31)];
+    let signed =
+        [(0, -128, 127), (-128, -128, 127), (127, -128, 127), (-5, -5, 127), (3, -7, -2), (9, -9, 99)];
+    let neither = [(0, -128, 255)];
+    for kernels in kernels() {
+        let gemm = kernels.qgemm(1, n, Sign::Unsigned);
+        let mut packed = Guarded::from(&vec![0i8; gemm.packed_len()]);
+        let (mut sums, mut offsets) = (vec![0; n], vec![0; n]);
+        gemm.pack(&weights, n, 1, &mut packed, &mut sums);
+        gemm.offsets(&sums, 0, Some(&bias), &mut offsets);
+        for m in 1..=sized(15, 7, 3) {
+            let a = bytes(m, 9);
+            for scale in &scales {
+                for (zero, low, high) in unsigned.iter().chain(&signed).chain(&neither).copied() {
+                    let mut out = Guarded::from(&vec![0u8; m * n]);
+                    let data = &mut out;
+                    let target = Output::Bytes(BytesOut { data, stride: n, scale, zero, low, high });
+                    gemm.run(m, ByteRows { data: &a, stride: 1 }, &packed, &offsets, None, target);
+                    let expected: Vec<u8> = (0..m * n)
+                        .map(|i| {
+                            let c = i % n;
+                            let sum = (i32::from(a[i / n]) * i32::from(weights[c])).wrapping_add(bias[c]);
+                            requantized(sum, scale[c.min(scale.len() - 1)], zero, low, high)
+                        })
+                        .collect();
+                    let name = format!("{m} rows, {zero} in {low}..={high}, {}", kernels.isa());
+                    assert_eq!(*out, *expected, "{name}, scale {:?}", &scale[..1]);
+                }
+            }
+        }
     }
 }

@@ -68,7 +68,7 @@ pub(crate) enum QOut {
         /// The greatest result.
         high: f32,
     },
-    /// `round(clamp(sum · scale + residual)) + zero` as bytes.
+    /// `round(clamp(sum · scale)) + zero` as bytes.
     Bytes {
         /// First element.
         out: *mut u8,
@@ -80,24 +80,7 @@ pub(crate) enum QOut {
         each: bool,
         /// Bounds and zero point of the result.
         to: ByteRange,
-        /// What is added before rounding.
-        residual: QResidual,
     },
-}
-
-/// Bytes that are added to sums before they are rounded: `(byte - zero) · scale`.
-#[derive(Clone, Copy)]
-pub(crate) struct QResidual {
-    /// First element; or null.
-    pub(crate) data: *const u8,
-    /// From a row to the next.
-    pub(crate) row: usize,
-    /// Whether bytes are signed.
-    pub(crate) signed: bool,
-    /// Their zero point.
-    pub(crate) zero: i32,
-    /// Their scale over that of the result.
-    pub(crate) scale: f32,
 }
 
 /// The kernels of one instruction set, by shape.
@@ -120,15 +103,17 @@ pub(crate) struct QTiles {
 pub(crate) unsafe fn qtile<S: Simd, const MR: usize, const NV: usize>(t: &QTileArgs) {
     // SAFETY: pointers stay within what QTileFn's contract lets be read and written.
     unsafe {
-        let mut acc = products::<S, MR, NV>(t, starts::<S, NV>(t));
+        let acc = products::<S, MR, NV>(t, starts::<S, NV>(t));
         if t.cols == NV * <S::V as Vector>::LANES
             && t.row_terms.is_null()
-            && let QOut::Bytes { residual, .. } = t.out
-            && residual.data.is_null()
+            && matches!(t.out, QOut::Bytes { .. })
         {
             return whole_bytes::<S, MR, NV>(t, acc);
         }
-        finish::<S, MR, NV>(t, &mut acc);
+        // Rarer ends loop over sums in memory. Unless they get a copy that the compiler does not see through, it keeps that
+        // memory for all ends, and writes to it before the products.
+        let mut late = std::hint::black_box(acc);
+        finish::<S, MR, NV>(t, &mut late);
     }
 }
 
@@ -169,11 +154,16 @@ unsafe fn products<S: Simd, const MR: usize, const NV: usize>(
                     b = b.add(per_panel * vector);
                 }
                 if rest > 0 {
-                    for r in 0..MR {
-                        let x = S::D::load_a_part(a.add(r * t.a_row), rest, t.flip);
-                        for j in 0..NV {
-                            let column = b.add((j / per_panel) * t.b_panel + (j % per_panel) * vector);
-                            acc[r][j] = S::D::dot(acc[r][j], x, S::D::load_b(column));
+                    // Read first: a short loop over sums is what the compiler unrolls, and so keeps in registers.
+                    let mut xs = [S::D::load_a_part(a, rest, t.flip); MR];
+                    for r in 1..MR {
+                        xs[r] = S::D::load_a_part(a.add(r * t.a_row), rest, t.flip);
+                    }
+                    for j in 0..NV {
+                        let column =
+                            S::D::load_b(b.add((j / per_panel) * t.b_panel + (j % per_panel) * vector));
+                        for r in 0..MR {
+                            acc[r][j] = S::D::dot(acc[r][j], xs[r], column);
                         }
                     }
                 }
@@ -209,11 +199,11 @@ unsafe fn starts<S: Simd, const NV: usize>(t: &QTileArgs) -> [S::I; NV] {
 /// small this is a third of a convolution's time.
 ///
 /// # Safety
-/// As [`QTileFn`]; results are bytes, without residual and row terms, and all columns are there.
+/// As [`QTileFn`]; results are bytes, without row terms, and all columns are there.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "as in `products`")]
 unsafe fn whole_bytes<S: Simd, const MR: usize, const NV: usize>(t: &QTileArgs, acc: [[S::I; NV]; MR]) {
-    let QOut::Bytes { out, row, scale, each, to, .. } = t.out else { return };
+    let QOut::Bytes { out, row, scale, each, to } = t.out else { return };
     let lanes = <S::V as Vector>::LANES;
     // SAFETY: as the function.
     unsafe {
@@ -222,6 +212,35 @@ unsafe fn whole_bytes<S: Simd, const MR: usize, const NV: usize>(t: &QTileArgs, 
             for j in 0..NV {
                 factors[j] = S::V::load(scale.add(j * lanes));
             }
+        }
+        if to.tame && NV == 2 {
+            for r in 0..MR / 2 {
+                let a = acc[2 * r][0].to_float().mul(factors[0]);
+                let b = acc[2 * r][1].to_float().mul(factors[1]);
+                let c = acc[2 * r + 1][0].to_float().mul(factors[0]);
+                let d = acc[2 * r + 1][1].to_float().mul(factors[1]);
+                let p = out.add(2 * r * row);
+                S::I::store_tame([[a, b], [c, d]], &to, [p, p.add(row)]);
+            }
+            if MR % 2 == 1 {
+                let a = acc[MR - 1][0].to_float().mul(factors[0]);
+                let b = acc[MR - 1][1].to_float().mul(factors[1]);
+                S::I::store_rounded([a, b], &to, out.add((MR - 1) * row));
+            }
+            return;
+        }
+        if to.tame && NV > 2 {
+            for r in 0..MR {
+                for j in 0..NV / 4 {
+                    let a = acc[r][4 * j].to_float().mul(factors[4 * j]);
+                    let b = acc[r][4 * j + 1].to_float().mul(factors[4 * j + 1]);
+                    let c = acc[r][4 * j + 2].to_float().mul(factors[4 * j + 2]);
+                    let d = acc[r][4 * j + 3].to_float().mul(factors[4 * j + 3]);
+                    let p = out.add(r * row + 4 * j * lanes);
+                    S::I::store_tame([[a, b], [c, d]], &to, [p, p.add(2 * lanes)]);
+                }
+            }
+            return;
         }
         for r in 0..MR {
             for j in 0..NV / 2 {
@@ -281,19 +300,12 @@ pub(crate) unsafe fn finish<S: Simd, const MR: usize, const NV: usize>(
                         high.under(low.over(value)).store_part(out.add(r * row + at), n);
                     }
                 }
-                QOut::Bytes { out, row, scale, each, to, residual } => {
+                QOut::Bytes { out, row, scale, each, to } => {
                     let factor = factor::<S>(scale, each, at, n);
                     let (low, high) = (S::V::splat(to.low as f32), S::V::splat(to.high as f32));
                     let zero = S::I::splat(to.zero);
                     for (r, sums) in acc.iter().enumerate() {
-                        let mut value = sums[j].to_float().mul(factor);
-                        if !residual.data.is_null() {
-                            let from = residual.data.add(r * residual.row + at);
-                            let bytes =
-                                if residual.signed { S::I::load_s8(from, n) } else { S::I::load_u8(from, n) };
-                            let number = bytes.sub(S::I::splat(residual.zero)).to_float();
-                            value = number.fma(S::V::splat(residual.scale), value);
-                        }
+                        let value = sums[j].to_float().mul(factor);
                         // The value comes first: NaN becomes the lower bound.
                         let value = S::I::from_float(value.over(low).under(high)).add(zero);
                         value.store_low_bytes(out.add(r * row + at), n);

@@ -313,6 +313,28 @@ impl IntVector for Zi {
             _mm256_storeu_si256(p.cast(), _mm512_castsi512_si256(sorted));
         }
     }
+
+    #[inline(always)]
+    unsafe fn store_tame(values: [[Z; 2]; 2], to: &ByteRange, p: [*mut u8; 2]) {
+        // SAFETY: the caller lets 32 bytes be written at each place. Rounded values are within i32.
+        // Each step on the way to unsigned bytes saturates, so that the bounds, which are bytes, come last.
+        unsafe {
+            let (zero, [least, most], flip) = to.unsigned();
+            let (least, most) = (_mm512_set1_epi8(least), _mm512_set1_epi8(most));
+            let narrow = |[a, b]: [Z; 2]| {
+                let both = _mm512_packs_epi32(_mm512_cvtps_epi32(a.0), _mm512_cvtps_epi32(b.0));
+                _mm512_adds_epi16(both, _mm512_set1_epi16(zero))
+            };
+            // In each quarter 4 bytes of each vector, in their order.
+            let bytes = _mm512_packus_epi16(narrow(values[0]), narrow(values[1]));
+            let bytes = _mm512_min_epu8(_mm512_max_epu8(bytes, least), most);
+            let bytes = _mm512_xor_si512(bytes, _mm512_set1_epi8(flip));
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let sorted = _mm512_permutexvar_epi32(order, bytes);
+            _mm256_storeu_si256(p[0].cast(), _mm512_castsi512_si256(sorted));
+            _mm256_storeu_si256(p[1].cast(), _mm512_extracti64x4_epi64::<1>(sorted));
+        }
+    }
 }
 
 /// Products of u8 and s8 by fours: `vpdpbusd`.
@@ -337,11 +359,12 @@ impl Dot for Vnni {
 
     #[inline(always)]
     unsafe fn load_a_part(p: *const u8, n: usize, flip: u8) -> __m512i {
-        let mut four = [0u8; 4];
+        // Byte by byte: a copy of so many bytes would be a call, and around a call no sum stays in a register.
         // SAFETY: the caller lets n bytes be read, at most 3.
         unsafe {
-            std::ptr::copy_nonoverlapping(p, four.as_mut_ptr(), n.min(4));
-            Self::load_a(four.as_ptr(), flip)
+            let byte = |i: usize| if i < n { p.add(i).read() } else { 0 };
+            let four = i32::from_le_bytes([byte(0), byte(1), byte(2), 0]);
+            _mm512_xor_si512(_mm512_set1_epi32(four), _mm512_set1_epi8(flip as i8))
         }
     }
 
