@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use roost_protocol::manifest::{EngineChoice, Manifest};
 use roost_protocol::messages::infer::Named;
-use roost_protocol::{DType, Tensor, TensorView};
+use roost_protocol::{DType, Digest, Tensor, TensorView};
 
 #[cfg(feature = "native")]
 pub mod native;
@@ -25,6 +25,9 @@ pub struct Bundle {
     pub files: BTreeMap<String, Bytes>,
     /// What `model.toml` says.
     pub manifest: Arc<Manifest>,
+    /// The digest of the list of its files, where the bytes were checked against it. Sessions of one digest may share what an
+    /// engine makes of it.
+    pub digest: Option<Digest>,
 }
 
 /// A dimension of an input or output, as the model declares it.

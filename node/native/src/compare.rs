@@ -168,16 +168,6 @@ impl DataReport {
     pub fn matches(&self) -> bool {
         self.outputs.iter().all(|output| matches!(output, Match::Within { .. }))
     }
-
-    /// The largest difference of any output that matches in form.
-    pub fn largest(&self) -> f64 {
-        let of = |output: &Match| match output {
-            Match::Within { largest } => *largest,
-            Match::Off { found, expected, .. } => (found - expected).abs(),
-            Match::Form { .. } => 0.0,
-        };
-        self.outputs.iter().map(of).fold(0.0, f64::max)
-    }
 }
 
 /// Why a folder of test data cannot be run.
@@ -189,12 +179,23 @@ pub enum RunDataError {
     /// The run.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// What cannot be compared one by one.
+    #[error("{found} outputs came, {} has {expected}", .folder.display())]
+    Count {
+        /// The data.
+        folder: PathBuf,
+        /// Outputs that came.
+        found: usize,
+        /// Outputs that the data has.
+        expected: usize,
+    },
 }
 
 /// Runs `input_<j>.pb` of a folder and compares with its `output_<j>.pb`.
 ///
 /// # Errors
-/// [`RunDataError`]; results that do not match are no error but in the report.
+/// [`RunDataError`], also where outputs are not as many as expected; results that do not match are no error but in the
+/// report.
 pub fn run_data(
     session: &mut Session,
     folder: &Path,
@@ -208,6 +209,10 @@ pub fn run_data(
     let mut found: Vec<Tensor> = Vec::new();
     let borrowed: Vec<Input<'_>> = inputs.iter().map(Input::from).collect();
     session.run(&borrowed, &mut found, &|| false)?;
+    if found.len() != expected.len() {
+        let (found, expected) = (found.len(), expected.len());
+        return Err(RunDataError::Count { folder: folder.to_owned(), found, expected });
+    }
     let digest = digest(found.iter().map(Tensor::bytes));
     let outputs =
         found.iter().zip(&expected).map(|(found, expected)| compare(found, expected, tolerance)).collect();

@@ -111,24 +111,84 @@ pub fn names(folder: &Path) -> Result<Vec<String>, FolderError> {
     Ok(names)
 }
 
+/// Why a test's data does not show that an engine passes it.
+#[derive(Debug, thiserror::Error)]
+pub enum DataSetError {
+    /// A file.
+    #[error(transparent)]
+    Data(#[from] Box<DataError>),
+    /// There is nothing to compare with.
+    #[error("{} has no test_data_set_0", .0.display())]
+    NoDataSet(PathBuf),
+    /// What cannot be compared one by one.
+    #[error("data set {set}: {found} outputs, {expected} expected")]
+    Count {
+        /// Which data set.
+        set: usize,
+        /// Outputs that came.
+        found: usize,
+        /// Outputs that the data set has.
+        expected: usize,
+    },
+    /// An output is not what is expected.
+    #[error("data set {set}, output {output}: {found:?}")]
+    Mismatch {
+        /// Which data set.
+        set: usize,
+        /// Which output.
+        output: usize,
+        /// How it differs.
+        found: Match,
+    },
+}
+
+/// Runs all data sets of a test on an engine, and compares every output within [`TOLERANCE`].
+///
+/// # Errors
+/// [`DataSetError`], also where there is no data set or no output; and what the engine returns.
+pub fn run_data_sets<E: From<DataSetError>>(
+    test: &Path,
+    mut engine: impl FnMut(&[Tensor]) -> Result<Vec<Tensor>, E>,
+) -> Result<(), E> {
+    let data = |k: usize| test.join(format!("test_data_set_{k}"));
+    if !data(0).exists() {
+        return Err(DataSetError::NoDataSet(test.to_owned()).into());
+    }
+    let read =
+        |folder: &Path, kind| read_tensors(folder, kind).map_err(|error| DataSetError::Data(Box::new(error)));
+    for (set, folder) in (0..).map(data).take_while(|folder| folder.exists()).enumerate() {
+        let expected = read(&folder, "output")?;
+        if expected.is_empty() {
+            let missing = DataError::Missing { folder, kind: "output" };
+            return Err(DataSetError::Data(Box::new(missing)).into());
+        }
+        let found = engine(&read(&folder, "input")?)?;
+        if found.len() != expected.len() {
+            let (found, expected) = (found.len(), expected.len());
+            return Err(DataSetError::Count { set, found, expected }.into());
+        }
+        for (output, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            match compare(found, expected, TOLERANCE) {
+                Match::Within { .. } => {}
+                found => return Err(DataSetError::Mismatch { set, output, found }.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
 #[derive(Debug, thiserror::Error)]
 enum TestError {
     #[error(transparent)]
-    Data(Box<DataError>),
+    Bundle(Box<DataError>),
+    #[error(transparent)]
+    Data(#[from] DataSetError),
     #[error(transparent)]
     Import(#[from] ImportError),
     #[error(transparent)]
     Run(#[from] RunError),
     #[error(transparent)]
     Compile(#[from] CompileError),
-    #[error("{0}")]
-    Mismatch(String),
-}
-
-impl From<DataError> for TestError {
-    fn from(error: DataError) -> Self {
-        Self::Data(Box::new(error))
-    }
 }
 
 /// Runs one test with all its data sets.
@@ -147,27 +207,15 @@ pub fn run_test(test: &Path) -> Outcome {
 }
 
 fn try_test(test: &Path) -> Result<(), TestError> {
-    let files = read_bundle(test)?;
+    let files = read_bundle(test).map_err(|error| TestError::Bundle(Box::new(error)))?;
     let model = Model::import(&files, Limits::default())?;
     let mut session = Session::new(Program::compile(model, Options::default())?);
-    for k in 0.. {
-        let data = test.join(format!("test_data_set_{k}"));
-        if !data.exists() {
-            break;
-        }
-        let inputs = read_tensors(&data, "input")?;
-        let expected = read_tensors(&data, "output")?;
-        let borrowed: Vec<Input<'_>> = inputs.iter().map(Input::from).collect();
+    run_data_sets(test, |inputs| {
+        let inputs: Vec<Input<'_>> = inputs.iter().map(Input::from).collect();
         let mut found: Vec<Tensor> = Vec::new();
-        session.run(&borrowed, &mut found, &|| false)?;
-        for (j, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            match compare(found, expected, TOLERANCE) {
-                Match::Within { .. } => {}
-                other => return Err(TestError::Mismatch(format!("data set {k}, output {j}: {other:?}"))),
-            }
-        }
-    }
-    Ok(())
+        session.run(&inputs, &mut found, &|| false)?;
+        Ok(found)
+    })
 }
 
 /// The files of a folder as a bundle, read whole.

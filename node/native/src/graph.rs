@@ -1,4 +1,5 @@
 //! The intermediate representation and its invariant.
 
 pub mod ir;
+pub mod linked;
 pub mod verify;

@@ -52,9 +52,9 @@ pub fn declared_shapes(program: &Program, free: usize) -> Option<Vec<Vec<usize>>
 /// # Errors
 /// As [`Program::bucket`].
 pub fn plan(program: &Program, shapes: &[Vec<usize>]) -> Result<Option<PlanInfo>, RunError> {
-    Ok(match program.bucket(shapes)? {
+    Ok(match &*program.bucket(shapes)? {
         Bucket::Dynamic => None,
-        Bucket::Planned(plan) => Some(describe(&plan)),
+        Bucket::Planned(plan) => Some(describe(plan)),
         Bucket::Parts(parts) => {
             Some(PlanInfo { parts: parts.count(), arena_bytes: parts.arena_bytes, ..describe(parts.plan()) })
         }
@@ -82,9 +82,9 @@ fn describe(plan: &Plan) -> PlanInfo {
 /// # Errors
 /// As [`Program::bucket`].
 pub fn dot(program: &Program, shapes: &[Vec<usize>]) -> Result<Option<String>, RunError> {
-    Ok(match program.bucket(shapes)? {
+    Ok(match &*program.bucket(shapes)? {
         Bucket::Dynamic => None,
-        Bucket::Planned(plan) => Some(draw(program, &plan)),
+        Bucket::Planned(plan) => Some(draw(program, plan)),
         Bucket::Parts(parts) => Some(draw(program, parts.plan())),
     })
 }

@@ -8,8 +8,10 @@ pub mod convert;
 pub mod einsum;
 pub mod elementwise;
 pub mod fact;
+pub mod gru;
 pub mod image;
 pub mod indexing;
+pub mod integer;
 pub mod kernel;
 pub mod linear;
 pub mod lstm;
@@ -382,10 +384,10 @@ pub fn infer(op: &Op, ins: Facts<'_>) -> Result<Vec<Out>, OpError> {
         Op::Quantize { scales, to } => quant::infer_quantize(ins, *scales, *to),
         Op::Dequantize { scales } => quant::infer_dequantize(ins, *scales),
         Op::DynamicQuantize => quant::infer_dynamic(ins),
-        Op::MatMulInteger => quant::infer_matmul_integer(ins),
-        Op::ConvInteger { window, group } => quant::infer_conv_integer(ins, window, *group),
-        Op::QLinearConv { window, group } => quant::infer_qlinear_conv(ins, window, *group),
-        Op::QLinearMatMul => quant::infer_qlinear_matmul(ins),
+        Op::MatMulInteger => integer::infer_matmul_integer(ins),
+        Op::ConvInteger { window, group } => integer::infer_conv_integer(ins, window, *group),
+        Op::QLinearConv { window, group } => integer::infer_qlinear_conv(ins, window, *group),
+        Op::QLinearMatMul => integer::infer_qlinear_matmul(ins),
         Op::Rnn(rnn) => rnn::infer(ins, rnn),
         Op::Resize(resize) => resize::infer(ins, resize),
         Op::Mask => Ok(vec![Out::new(DType::Bool, ins.need(0)?.shape)]),
@@ -471,13 +473,13 @@ pub fn lower(op: &Op, ins: Facts<'_>, outs: &[Out], target: Target) -> Result<Lo
         Op::Quantize { scales, .. } => quant::lower_quantize(ins, *scales, out, target),
         Op::Dequantize { scales } => quant::lower_dequantize(ins, *scales, target),
         Op::DynamicQuantize => Ok(quant::lower_dynamic()),
-        Op::MatMulInteger => quant::lower_matmul_integer(ins),
-        Op::ConvInteger { window, group } => quant::lower_conv_integer(ins, window, *group),
-        Op::QLinearConv { window, group } => quant::lower_qlinear_conv(ins, window, *group),
-        Op::QLinearMatMul => quant::lower_qlinear_matmul(ins),
-        Op::Rnn(rnn) => match lstm::lower(ins, rnn, target)? {
-            Some(lowered) => Ok(lowered),
-            None => rnn::lower(ins, rnn),
+        Op::MatMulInteger => integer::lower_matmul_integer(ins, target),
+        Op::ConvInteger { window, group } => integer::lower_conv_integer(ins, window, *group, target),
+        Op::QLinearConv { window, group } => integer::lower_qlinear_conv(ins, window, *group, target),
+        Op::QLinearMatMul => integer::lower_qlinear_matmul(ins, target),
+        Op::Rnn(rnn) => match (lstm::lower(ins, rnn, target)?, gru::lower(ins, rnn, target)?) {
+            (Some(lowered), _) | (None, Some(lowered)) => Ok(lowered),
+            (None, None) => rnn::lower(ins, rnn),
         },
         Op::Resize(resize) => resize::lower(ins, resize),
         Op::Linear(linear) => matrix::lower(ins, *linear, target),
@@ -513,7 +515,8 @@ pub fn lower_strided(
 ) -> Result<Option<Lowered>, OpError> {
     match op {
         Op::ConvImage(conv) => image::lower_conv(ins, conv, Some(stride), target).map(Some),
-        Op::QConv(conv) => qimage::lower(ins, conv, Some(stride), target).map(Some),
+        // In NCHW it is the interpreter's, and turned as a whole.
+        Op::QConv(conv) if conv.nhwc => qimage::lower(ins, conv, Some(stride), target).map(Some),
         Op::PoolImage(pool) => image::lower_pool(ins, pool, Some(stride), target).map(Some),
         Op::Table(table) => qimage::lower_table(ins, table, Some(stride), target).map(Some),
         _ => Ok(None),

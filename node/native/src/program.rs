@@ -3,7 +3,9 @@
 //! A program is shared by the sessions of a process: plans are made once, and weights are packed once. Sessions that do not
 //! run hold no memory for results: a run takes an arena of the program and gives it back.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use roost_kernels::{Isa, IsaError, Kernels};
 
@@ -18,8 +20,14 @@ use crate::plan::condense::{condense, hold_forms};
 use crate::plan::schedule::{Plan, schedule};
 use crate::tensor::{ALIGN_BYTES, AlignedBuf};
 
-/// Plans kept per program. Batch sizes are few; a plan is some tens of kilobytes.
-pub const PLANS_MAX: usize = 16;
+/// Tuples of input shapes whose plans a program keeps; the one that was not run for the longest goes. Sessions hold none
+/// but while they run, so this is all there is.
+///
+/// A tuple has one plan, or two where its batch is cut into parts of two sizes: a program keeps 32 plans at most. A plan
+/// takes some hundred bytes a step (4 to 20 KB for the digits models), and constants that it computed from the shapes: of
+/// [`Limits::folded_bytes_max`] over all plans, or fewer plans are kept. Weights, packed or not, are shared between plans;
+/// a plan adds a packed form only where its kernels read another layout.
+pub const SHAPES_MAX: usize = 16;
 
 /// Arenas kept per program for the next run. As many are in use as sessions run at once, about one per core.
 const ARENAS_KEPT: usize = 64;
@@ -43,12 +51,11 @@ pub enum CompileError {
 }
 
 /// What serves one tuple of input shapes.
-#[derive(Clone)]
 pub enum Bucket {
     /// A plan.
-    Planned(Arc<Plan>),
+    Planned(Plan),
     /// A plan for some of the rows, run several times.
-    Parts(Arc<Parts>),
+    Parts(Parts),
     /// Shapes inside depend on data: the interpreter runs it.
     Dynamic,
 }
@@ -68,11 +75,22 @@ pub struct Parts {
 /// Parts of one size.
 pub struct PartSize {
     /// The plan of such a part.
-    pub plan: Arc<Plan>,
+    pub plan: Plan,
     /// Rows of a part.
     pub rows: usize,
     /// How many parts.
     pub count: usize,
+}
+
+impl Bucket {
+    /// Bytes of the constants that its plans computed from the shapes.
+    fn folded_bytes(&self) -> u64 {
+        match self {
+            Self::Planned(plan) => plan.folded_bytes,
+            Self::Parts(parts) => parts.sizes.iter().map(|size| size.plan.folded_bytes).sum(),
+            Self::Dynamic => 0,
+        }
+    }
 }
 
 impl Parts {
@@ -82,7 +100,7 @@ impl Parts {
     }
 
     /// The plan of the largest parts.
-    pub fn plan(&self) -> &Arc<Plan> {
+    pub fn plan(&self) -> &Plan {
         &self.sizes[0].plan
     }
 
@@ -95,6 +113,12 @@ impl Parts {
 /// An arena above this is worth cutting: a common L2.
 const PART_BYTES_MAX: usize = 1 << 20;
 
+/// A bucket, and the input shapes that it serves.
+struct Kept {
+    shapes: Vec<Vec<usize>>,
+    bucket: Arc<Bucket>,
+}
+
 /// A compiled model.
 pub struct Program {
     /// Replaced by one that takes less memory when there is a plan; never by one that computes anything else.
@@ -103,8 +127,12 @@ pub struct Program {
     outputs: Vec<Port>,
     target: Target,
     limits: Limits,
-    batch_variant: Option<String>,
-    plans: Mutex<Vec<(Vec<Vec<usize>>, Bucket)>>,
+    /// Found when it is asked for first.
+    batch_variant: OnceLock<Option<String>>,
+    /// Those that were asked for last stand last.
+    buckets: Mutex<Vec<Kept>>,
+    /// Held by who makes a bucket; taken before any other lock.
+    planning: Mutex<()>,
     /// Arenas that no session is running in.
     arenas: Mutex<Vec<AlignedBuf>>,
 }
@@ -123,10 +151,11 @@ impl Program {
         let target = Target { kernels };
         let Model { mut graph, inputs, outputs, limits, .. } = model;
         pass::compile(&mut graph, limits, target);
-        let batch_variant = pass::batch::variant(&graph);
-        let (plans, graph) = (Mutex::new(Vec::new()), Mutex::new(Arc::new(graph)));
-        let arenas = Mutex::new(Vec::with_capacity(ARENAS_KEPT));
-        let program = Self { graph, inputs, outputs, target, limits, batch_variant, plans, arenas };
+        let batch_variant = OnceLock::new();
+        let (buckets, planning) = (Mutex::new(Vec::new()), Mutex::new(()));
+        let (graph, arenas) = (Mutex::new(Arc::new(graph)), Mutex::new(Vec::with_capacity(ARENAS_KEPT)));
+        let program =
+            Self { graph, inputs, outputs, target, limits, batch_variant, buckets, planning, arenas };
         program.probe()?;
         Ok(Arc::new(program))
     }
@@ -177,41 +206,122 @@ impl Program {
         self.limits
     }
 
-    /// Why a row's result may depend on the rows beside it, if it may.
+    /// Why a row's result may depend on the rows beside it, if it may. A model whose first dimensions are all fixed has no
+    /// batch.
     pub fn batch_variant(&self) -> Option<&str> {
-        self.batch_variant.as_deref()
+        self.batch_variant.get_or_init(|| self.mixed_rows()).as_deref()
     }
 
-    /// What serves these input shapes: a plan that is kept, or a new one.
+    fn mixed_rows(&self) -> Option<String> {
+        let mut rows: BTreeSet<&str> = BTreeSet::new();
+        let mut free = false;
+        for port in &self.inputs {
+            let Some(dims) = port.dims.as_deref() else {
+                return Some(format!("{} has no declared rank", port.name));
+            };
+            if let Some(Dim::Sym(name)) = dims.first() {
+                free = true;
+                rows.insert(name);
+            }
+        }
+        rows.remove("");
+        if !free {
+            return None;
+        }
+        // The sizes of other free dimensions are not known; the graph may want some.
+        let mut refused = None;
+        for other in [7, 16, 64, 224, 1] {
+            let size = |(at, dim): (usize, &Dim), count: usize| match dim {
+                Dim::Const(size) => *size,
+                Dim::Sym(name) if at == 0 || rows.contains(name.as_str()) => count,
+                Dim::Sym(_) => other,
+            };
+            let bound = |count: usize| {
+                let dims = self.inputs.iter().map(|port| port.dims.iter().flatten().enumerate());
+                let shapes = dims.map(|dims| dims.map(|dim| size(dim, count)).collect::<Vec<_>>());
+                let outs = self.inputs.iter().zip(shapes).map(|(port, shape)| Out::new(port.dtype, shape));
+                bind(&self.graph(), &outs.collect::<Vec<_>>(), self.limits, self.target)
+            };
+            match (bound(2), bound(3)) {
+                (Ok(two), Ok(three)) => return pass::batch::variant(&two, &three),
+                (Err(error), _) | (_, Err(error)) => refused = refused.or(Some(error)),
+            }
+        }
+        refused.map(|error| {
+            let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
+            format!("two rows and three cannot be compared: {error}{source}")
+        })
+    }
+
+    /// What serves these input shapes: the bucket that is kept, or a new one.
+    ///
+    /// New ones are made one at a time, so that sessions that meet a shape at once plan and pack it once. Who finds a
+    /// bucket that is kept does not wait for that.
     ///
     /// # Errors
     /// [`RunError::Op`] where shapes do not fit the graph, [`RunError::Arena`].
-    pub fn bucket(&self, shapes: &[Vec<usize>]) -> Result<Bucket, RunError> {
-        let lock = || self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, bucket)) = lock().iter().find(|(known, _)| known == shapes) {
-            return Ok(bucket.clone());
+    pub fn bucket(&self, shapes: &[Vec<usize>]) -> Result<Arc<Bucket>, RunError> {
+        if let Some(known) = self.known(shapes) {
+            return Ok(known);
         }
-        let bucket = match self.plan(shapes) {
+        let _planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody may have made it while this call waited.
+        if let Some(known) = self.known(shapes) {
+            return Ok(known);
+        }
+        let bucket = Arc::new(self.make(shapes)?);
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let folded = |buckets: &[Kept]| buckets.iter().map(|kept| kept.bucket.folded_bytes()).sum::<u64>();
+        let room = self.limits.folded_bytes_max.saturating_sub(bucket.folded_bytes());
+        while buckets.len() >= SHAPES_MAX || !buckets.is_empty() && folded(&buckets) > room {
+            buckets.remove(0);
+        }
+        buckets.push(Kept { shapes: shapes.to_vec(), bucket: Arc::clone(&bucket) });
+        Ok(bucket)
+    }
+
+    /// Runs something as if a plan were being made meanwhile.
+    #[cfg(test)]
+    pub(crate) fn while_planning<T>(&self, run: impl FnOnce() -> T) -> T {
+        let _planning = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
+        run()
+    }
+
+    /// The bucket that is kept for these shapes.
+    fn known(&self, shapes: &[Vec<usize>]) -> Option<Arc<Bucket>> {
+        self.used(|kept| kept.shapes == shapes)
+    }
+
+    /// Notes that a session runs a bucket, so that others go before it.
+    pub(crate) fn runs(&self, bucket: &Arc<Bucket>) {
+        self.used(|kept| Arc::ptr_eq(&kept.bucket, bucket));
+    }
+
+    /// The bucket that fits, which is put last.
+    fn used(&self, fits: impl Fn(&Kept) -> bool) -> Option<Arc<Bucket>> {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = buckets.iter().position(fits)?;
+        buckets[at..].rotate_left(1);
+        buckets.last().map(|kept| Arc::clone(&kept.bucket))
+    }
+
+    /// Plans for these shapes.
+    fn make(&self, shapes: &[Vec<usize>]) -> Result<Bucket, RunError> {
+        match self.plan(shapes) {
             Ok((plan, most)) => {
                 self.condense(Some(&plan));
-                match most.and_then(|most| self.parts(&plan, most, shapes)) {
-                    Some(parts) => Bucket::Parts(Arc::new(parts)),
-                    None => Bucket::Planned(Arc::new(plan)),
-                }
+                Ok(match most.and_then(|most| self.parts(&plan, most, shapes)) {
+                    Some(parts) => Bucket::Parts(parts),
+                    None => Bucket::Planned(plan),
+                })
             }
             Err(RunError::Op { source: OpError::Dynamic(_), .. }) => {
                 self.condense(None);
                 hold_forms(&self.graph());
-                Bucket::Dynamic
+                Ok(Bucket::Dynamic)
             }
-            Err(error) => return Err(error),
-        };
-        let mut plans = lock();
-        if plans.len() == PLANS_MAX {
-            plans.remove(0);
+            Err(error) => Err(error),
         }
-        plans.push((shapes.to_vec(), bucket.clone()));
-        Ok(bucket)
     }
 
     /// Frees what is no longer read, now that there is this plan, or that the interpreter has run.
@@ -274,7 +384,7 @@ impl Program {
         let mut sizes = Vec::with_capacity(2);
         for (rows, count) in [(least + 1, larger), (least, count - larger)] {
             if count > 0 {
-                let plan = Arc::new(self.part(whole, rows, shapes)?);
+                let plan = self.part(whole, rows, shapes)?;
                 self.condense(Some(&plan));
                 sizes.push(PartSize { plan, rows, count });
             }

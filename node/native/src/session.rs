@@ -1,16 +1,17 @@
 //! Sessions: run a program, one batch at a time, in an arena that the program lends.
 //!
-//! Invariant: running shapes that were run before allocates nothing, unless more sessions run at once than ever did.
+//! Invariant: running shapes that were run before allocates nothing, unless more sessions run at once than ever did, or more
+//! than [`SHAPES_MAX`](crate::program::SHAPES_MAX) other shapes came in between.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::error::RunError;
 use crate::exec::interpret;
-use crate::exec::io::{Ins, Io, OUTS_MAX, carve};
+use crate::exec::io::{Ins, Io, OUTS_MAX, Rows, RunInputs, aligned, carve};
 use crate::graph::ir::Dim;
 use crate::plan::schedule::{OutputAt, Plan};
-use crate::program::{Bucket, PLANS_MAX, Program};
-use crate::tensor::{ALIGN_BYTES, AlignedBuf, DType, Tensor, bytes_of};
+use crate::program::{Bucket, Program};
+use crate::tensor::{AlignedBuf, DType, Tensor, bytes_of};
 
 /// An input of a run, borrowed.
 #[derive(Debug, Clone, Copy)]
@@ -42,28 +43,27 @@ impl Sink for Vec<Tensor> {
     }
 }
 
-/// Inputs of a run whose slices fit an array on the stack; models with more take a list.
-const INPUTS_INLINE: usize = 16;
-
-/// A bucket that this session ran.
+/// A bucket that this session ran, as long as the program keeps it.
 struct Ready {
     shapes: Vec<Vec<usize>>,
-    bucket: Bucket,
+    bucket: Weak<Bucket>,
 }
 
 /// Runs a program. One thread uses it at a time.
 pub struct Session {
     program: Arc<Program>,
     ready: Vec<Ready>,
+    /// Bytes of the largest arena so far.
+    arena_bytes: usize,
     /// Copies of inputs that came unaligned.
     copies: Vec<AlignedBuf>,
 }
 
 impl Session {
-    /// A session. While it does not run, it holds the names of the plans that it ran and copies of unaligned inputs.
+    /// A session. While it does not run, it holds the names of the plans that it ran, and copies of unaligned inputs.
     pub fn new(program: Arc<Program>) -> Self {
         let copies = program.inputs().iter().map(|_| AlignedBuf::default()).collect();
-        Self { program, ready: Vec::new(), copies }
+        Self { program, ready: Vec::new(), arena_bytes: 0, copies }
     }
 
     /// The program.
@@ -73,12 +73,7 @@ impl Session {
 
     /// Bytes of the largest arena that its runs took so far.
     pub fn arena_bytes(&self) -> usize {
-        let bytes = self.ready.iter().map(|ready| match &ready.bucket {
-            Bucket::Planned(plan) => plan.arena_bytes,
-            Bucket::Parts(parts) => parts.arena_bytes,
-            Bucket::Dynamic => 0,
-        });
-        bytes.max().unwrap_or(0)
+        self.arena_bytes
     }
 
     /// Runs a batch. `inputs` are in the order of the model; outputs go to `sink`; `cancelled` is asked between nodes.
@@ -91,9 +86,8 @@ impl Session {
         sink: &mut dyn Sink,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<(), RunError> {
-        let known = self.find(inputs);
-        let bucket = match known {
-            Some(at) => at,
+        let bucket = match self.find(inputs) {
+            Some(bucket) => bucket,
             None => self.prepare(inputs)?,
         };
         let types = inputs.iter().zip(self.program.inputs());
@@ -108,18 +102,17 @@ impl Session {
                 return Err(RunError::InputBytes { name: name.clone(), expected, found });
             }
         }
-        let bucket = self.ready[bucket].bucket.clone();
-        let bytes = match &bucket {
+        let bytes = match &*bucket {
             Bucket::Dynamic => {
-                self.interpret(inputs, sink, cancelled)?;
-                if known.is_none() {
-                    self.program.condense(None);
-                }
-                return Ok(());
+                let done = self.interpret(inputs, sink, cancelled);
+                // Also after a run that failed, or took a branch for the first time: what it packed is held from now on.
+                self.program.condense(None);
+                return done;
             }
             Bucket::Planned(plan) => plan.arena_bytes,
             Bucket::Parts(parts) => parts.arena_bytes,
         };
+        self.arena_bytes = self.arena_bytes.max(bytes);
         let program = Arc::clone(&self.program);
         let mut arena = program.take_arena(bytes);
         let done = self.execute(&bucket, arena.bytes_mut(), inputs, sink, cancelled);
@@ -127,15 +120,18 @@ impl Session {
         done
     }
 
-    fn find(&self, inputs: &[Input<'_>]) -> Option<usize> {
-        self.ready.iter().position(|ready| {
+    fn find(&self, inputs: &[Input<'_>]) -> Option<Arc<Bucket>> {
+        let fits = |ready: &&Ready| {
             ready.shapes.len() == inputs.len()
                 && ready.shapes.iter().zip(inputs).all(|(shape, input)| shape == input.shape)
-        })
+        };
+        let bucket = self.ready.iter().find(fits)?.bucket.upgrade()?;
+        self.program.runs(&bucket);
+        Some(bucket)
     }
 
     /// Checks shapes against the declaration, and gets their bucket.
-    fn prepare(&mut self, inputs: &[Input<'_>]) -> Result<usize, RunError> {
+    fn prepare(&mut self, inputs: &[Input<'_>]) -> Result<Arc<Bucket>, RunError> {
         let ports = self.program.inputs();
         if inputs.len() != ports.len() {
             return Err(RunError::InputCount { expected: ports.len(), found: inputs.len() });
@@ -157,8 +153,12 @@ impl Session {
                     },
                 };
             }
-            let bytes_max = u128::from(self.program.limits().arena_bytes_max);
-            if !fits || interpret::extent(input.dtype, input.shape) > bytes_max {
+            let bytes_max = self.program.limits().arena_bytes_max;
+            let bytes = interpret::extent(input.dtype, input.shape);
+            if fits && bytes > bytes_max.into() {
+                return Err(RunError::Arena { bytes: u64::try_from(bytes).unwrap_or(u64::MAX), bytes_max });
+            }
+            if !fits {
                 let (name, expected) = (port.name.clone(), port.shape_text());
                 return Err(RunError::InputShape { name, expected, found: input.shape.to_vec() });
             }
@@ -170,11 +170,10 @@ impl Session {
                 *copy = AlignedBuf::zeroed(input.bytes.len());
             }
         }
-        if self.ready.len() == PLANS_MAX {
-            self.ready.remove(0);
-        }
-        self.ready.push(Ready { shapes, bucket });
-        Ok(self.ready.len() - 1)
+        // What the program let go has gone here too.
+        self.ready.retain(|ready| ready.bucket.strong_count() > 0 && ready.shapes != shapes);
+        self.ready.push(Ready { shapes, bucket: Arc::downgrade(&bucket) });
+        Ok(bucket)
     }
 
     fn execute(
@@ -192,48 +191,28 @@ impl Session {
             }
             copy.bytes_mut()[..input.bytes.len()].copy_from_slice(input.bytes);
         }
-        let whole = |i: usize| match aligned(inputs[i].bytes) {
-            true => inputs[i].bytes,
-            false => &copies[i].bytes()[..inputs[i].bytes.len()],
-        };
-        let mut inline: [&[u8]; INPUTS_INLINE] = [&[]; INPUTS_INLINE];
-        let mut list: Vec<&[u8]>;
-        let slices: &mut [&[u8]] = if inputs.len() <= INPUTS_INLINE {
-            &mut inline[..inputs.len()]
-        } else {
-            list = vec![&[]; inputs.len()];
-            &mut list
-        };
+        let whole = RunInputs { inputs, copies: &copies[..], rows: None };
         let ports = program.outputs();
         match bucket {
             Bucket::Dynamic => {}
             Bucket::Planned(plan) => {
-                slices.iter_mut().enumerate().for_each(|(i, slice)| *slice = whole(i));
-                steps(plan, memory, slices, cancelled)?;
+                steps(plan, memory, whole, cancelled)?;
                 for ((at, out), port) in plan.outputs.iter().zip(ports) {
-                    sink.output(&port.name, out.dtype, &out.shape, output(plan, at, memory, slices));
+                    sink.output(&port.name, out.dtype, &out.shape, output(plan, at, memory, whole));
                 }
             }
             Bucket::Parts(parts) => {
                 let part_bytes = parts.part_bytes();
                 let (arena, gathered) = memory.split_at_mut(part_bytes);
-                // The rows from `row` on of something that has all rows, of which there are `rows`.
-                let range = |bytes: usize, row: usize, rows: usize| {
-                    let each = bytes / parts.rows;
-                    row * each..(row + rows) * each
-                };
                 let mut row = 0;
                 for size in &parts.sizes {
                     for _ in 0..size.count {
-                        for (i, slice) in slices.iter_mut().enumerate() {
-                            let all = whole(i);
-                            *slice = &all[range(all.len(), row, size.rows)];
-                        }
-                        steps(&size.plan, arena, slices, cancelled)?;
+                        let rows = Rows { from: row, count: size.rows, all: parts.rows };
+                        let part = RunInputs { rows: Some(rows), ..whole };
+                        steps(&size.plan, arena, part, cancelled)?;
                         for ((at, _), (start, out)) in size.plan.outputs.iter().zip(&parts.outputs) {
-                            let bytes = output(&size.plan, at, arena, slices);
-                            gathered[start - part_bytes..][range(out.bytes(), row, size.rows)]
-                                .copy_from_slice(bytes);
+                            let bytes = output(&size.plan, at, arena, part);
+                            gathered[start - part_bytes..][rows.of(out.bytes())].copy_from_slice(bytes);
                         }
                         row += size.rows;
                     }
@@ -270,7 +249,7 @@ impl Session {
 fn steps(
     plan: &Plan,
     memory: &mut [u8],
-    inputs: &[&[u8]],
+    inputs: RunInputs<'_>,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<(), RunError> {
     for step in &plan.steps {
@@ -289,16 +268,12 @@ fn steps(
 }
 
 /// The bytes of an output after a run.
-fn output<'a>(plan: &'a Plan, at: &OutputAt, memory: &'a [u8], inputs: &[&'a [u8]]) -> &'a [u8] {
+fn output<'a>(plan: &'a Plan, at: &OutputAt, memory: &'a [u8], inputs: RunInputs<'a>) -> &'a [u8] {
     match at {
         OutputAt::Arena(range) => &memory[range.clone()],
         OutputAt::Const(at) => plan.consts[*at].bytes(),
-        OutputAt::Input(index, range) => &inputs[*index][range.clone()],
+        OutputAt::Input(index, range) => &inputs.bytes(*index)[range.clone()],
     }
-}
-
-fn aligned(bytes: &[u8]) -> bool {
-    (bytes.as_ptr() as usize).is_multiple_of(ALIGN_BYTES)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Roost's own engine. It needs no library, and gives the same bits on every machine, for any batch.
 //!
-//! Weights are borrowed from the bundle's bytes. Sessions of one bundle share what was compiled of it: a further one
+//! Weights are borrowed from the bundle's bytes, until they are packed. Sessions of one bundle share what was compiled of it: a further one
 //! costs its arena. A session runs on the one thread that calls it, and asks between nodes whether it was cancelled.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use roost_protocol::frame::ALIGNMENT;
 use roost_protocol::limits::TENSOR_RANK_MAX;
 use roost_protocol::manifest::EngineChoice;
 use roost_protocol::messages::infer::Named;
-use roost_protocol::{DType, Shape, Tensor, TensorView};
+use roost_protocol::{DType, Digest, Shape, Tensor, TensorView};
 
 use super::{Bundle, Cancel, Dim, Engine, EngineError, Port, Session, Signature, Sink};
 
@@ -26,14 +26,8 @@ use super::{Bundle, Cancel, Dim, Engine, EngineError, Port, Session, Signature, 
 pub struct Native {
     options: Options,
     limits: Limits,
-    /// What sessions that live were compiled from.
-    compiled: Mutex<Vec<Weak<Compiled>>>,
-}
-
-/// A program, with the bytes that it was compiled from.
-struct Compiled {
-    files: BTreeMap<String, Bytes>,
-    program: Arc<Program>,
+    /// What sessions that live run, by their bundles' digests.
+    compiled: Mutex<BTreeMap<Digest, Weak<Program>>>,
 }
 
 impl Native {
@@ -48,30 +42,23 @@ impl Native {
     }
 
     /// The compiled model of a bundle: that of sessions which live, or a new one. The lock is held meanwhile, so that
-    /// executors that load one bundle at the same time compile it once.
-    fn compiled(&self, bundle: &Bundle) -> Result<Arc<Compiled>, EngineError> {
+    /// executors that load one bundle at the same time compile it once. The bundle's bytes are not kept: a program holds what
+    /// it reads of them.
+    fn compiled(&self, bundle: &Bundle) -> Result<Arc<Program>, EngineError> {
         let mut known = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|compiled| compiled.strong_count() > 0);
-        let same = |compiled: &Arc<Compiled>| same_files(&compiled.files, &bundle.files);
-        if let Some(compiled) = known.iter().filter_map(Weak::upgrade).find(same) {
-            return Ok(compiled);
+        known.retain(|_, program| program.strong_count() > 0);
+        let same = bundle.digest.and_then(|digest| known.get(&digest));
+        if let Some(program) = same.and_then(Weak::upgrade) {
+            return Ok(program);
         }
         let model = Model::import(&bundle.files, self.limits).map_err(import_error)?;
         let program = Program::compile(model, self.options).map_err(|error| match error {
             CompileError::Isa(error) => EngineError::Unsupported(error.to_string()),
             CompileError::Import(error) => import_error(error),
         })?;
-        let compiled = Arc::new(Compiled { files: bundle.files.clone(), program });
-        known.push(Arc::downgrade(&compiled));
-        Ok(compiled)
+        known.extend(bundle.digest.map(|digest| (digest, Arc::downgrade(&program))));
+        Ok(program)
     }
-}
-
-/// Whether these are the same bytes at the same place. What is compared lives as long as [`Compiled`] does, so a place
-/// is not taken by other bytes meanwhile.
-fn same_files(a: &BTreeMap<String, Bytes>, b: &BTreeMap<String, Bytes>) -> bool {
-    let place = |bytes: &Bytes| (bytes.as_ptr(), bytes.len());
-    a.len() == b.len() && a.iter().zip(b).all(|((name, a), (other, b))| name == other && place(a) == place(b))
 }
 
 impl Engine for Native {
@@ -80,16 +67,14 @@ impl Engine for Native {
     }
 
     fn load(&self, bundle: &Bundle) -> Result<Box<dyn Session>, EngineError> {
-        let compiled = self.compiled(bundle)?;
-        let program = &compiled.program;
+        let program = self.compiled(bundle)?;
         let ports = |ports: &[ir::Port]| ports.iter().map(port).collect::<Result<_, _>>();
         let signature = Signature { inputs: ports(program.inputs())?, outputs: ports(program.outputs())? };
         if let Some(unranked) = program.inputs().iter().find(|port| port.dims.is_none()) {
             // Requests are checked against the declared rank.
             return Err(EngineError::Unsupported(format!("input {} declares no rank", unranked.name)));
         }
-        let session = roost_native::Session::new(Arc::clone(program));
-        Ok(Box::new(NativeSession { session, signature, compiled }))
+        Ok(Box::new(NativeSession { session: roost_native::Session::new(program), signature }))
     }
 }
 
@@ -127,8 +112,6 @@ fn port(port: &ir::Port) -> Result<Port, EngineError> {
 struct NativeSession {
     session: roost_native::Session,
     signature: Signature,
-    /// Kept, so that further sessions find it.
-    compiled: Arc<Compiled>,
 }
 
 impl Session for NativeSession {
@@ -137,7 +120,7 @@ impl Session for NativeSession {
     }
 
     fn batch_variant(&self) -> Option<&str> {
-        self.compiled.program.batch_variant()
+        self.session.program().batch_variant()
     }
 
     fn run(

@@ -174,6 +174,17 @@ fn conformance_counts_what_passes_and_says_why_the_rest_does_not() {
     assert_eq!(tests["node/right"]["outcome"], "passed");
     assert!(tests["node/wrong"]["reason"].as_str().unwrap().contains("output 0"), "{report:#}");
     assert!(tests["node/trees"]["reason"].as_str().unwrap().contains("TreeEnsemble"), "{report:#}");
+    // Without data nothing is compared, so nothing passes, on either engine.
+    let bare = temporary.path().join("bare/none");
+    std::fs::create_dir_all(&bare).unwrap();
+    std::os::unix::fs::symlink(logreg.join("model.onnx"), bare.join("model.onnx")).unwrap();
+    let engines: &[&str] =
+        if cfg!(feature = "onnxruntime") { &["native", "onnxruntime"] } else { &["native"] };
+    for engine in engines {
+        let report = json(&["conformance", text(bare.parent().unwrap()), "--engine", engine], 1);
+        let reason = report["tests"]["none"]["reason"].as_str().unwrap();
+        assert!(report["failed"] == 1 && reason.contains("test_data_set_0"), "{report:#}");
+    }
     let list = temporary.path().join("list");
     for listed in ["node/right\n", "[\"node/right\"]"] {
         std::fs::write(&list, listed).unwrap();

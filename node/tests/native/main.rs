@@ -49,7 +49,7 @@ fn bundle(folder: &Path) -> Bundle {
             files.insert(entry.file_name().into_string().unwrap(), bytes);
         }
     }
-    Bundle { files, manifest: Arc::default() }
+    Bundle { files, manifest: Arc::default(), digest: None }
 }
 
 fn load(bundle: &Bundle) -> Box<dyn Session> {

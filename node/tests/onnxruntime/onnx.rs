@@ -50,12 +50,13 @@ pub fn bundle(folder: &Path) -> Bundle {
     let manifest = files
         .get("model.toml")
         .map_or_else(Manifest::default, |text| Manifest::parse(std::str::from_utf8(text).unwrap()).unwrap());
-    Bundle { files, manifest: Arc::new(manifest) }
+    Bundle { files, manifest: Arc::new(manifest), digest: None }
 }
 
 /// A bundle of a model alone.
 pub fn bundle_of(model: impl Into<Bytes>) -> Bundle {
-    Bundle { files: BTreeMap::from([("model.onnx".to_owned(), model.into())]), manifest: Arc::default() }
+    let files = BTreeMap::from([("model.onnx".to_owned(), model.into())]);
+    Bundle { files, manifest: Arc::default(), digest: None }
 }
 
 /// Runs a batch to its end and gives its only part.

@@ -128,8 +128,5 @@ fn product(m: usize, size: usize) -> Bytes {
         ..GraphProto::default()
     };
     let opset_import = vec![OperatorSetId { domain: String::new(), version: 17 }];
-    Bytes::from(
-        ModelProto { ir_version: 8, opset_import, graph: Some(graph), ..ModelProto::default() }
-            .encode_to_vec(),
-    )
+    Bytes::from(ModelProto { ir_version: 8, opset_import, graph: Some(graph) }.encode_to_vec())
 }

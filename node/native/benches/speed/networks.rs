@@ -181,7 +181,7 @@ impl Net {
             ..GraphProto::default()
         };
         let opset_import = vec![OperatorSetId { domain: String::new(), version: 17 }];
-        let model = ModelProto { ir_version: 8, opset_import, graph: Some(graph), ..ModelProto::default() };
+        let model = ModelProto { ir_version: 8, opset_import, graph: Some(graph) };
         Bytes::from(model.encode_to_vec())
     }
 }

@@ -14,7 +14,7 @@ use crate::tensor::{AlignedBuf, DType, Tensor};
 /// What holds for a whole interpretation.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
-    /// No tensor is larger.
+    /// What a run makes takes no more: results that are still read, together, and each kernel's scratch.
     pub bytes_max: u64,
     /// Asked between nodes.
     pub cancelled: &'a dyn Fn() -> bool,
@@ -37,16 +37,14 @@ pub fn extent(dtype: DType, shape: &[usize]) -> u128 {
     shape.iter().fold(dtype.bytes() as u128, |all, dim| all.saturating_mul((*dim).max(1) as u128))
 }
 
-/// Refuses outputs over the limit.
+/// Refuses outputs that take more than the limit together.
 ///
 /// # Errors
 /// [`OpError::TooLarge`].
 pub fn check_sizes(outs: &[Out], bytes_max: u64) -> Result<(), OpError> {
-    for out in outs {
-        let bytes = extent(out.dtype, &out.shape);
-        if bytes > u128::from(bytes_max) {
-            return Err(OpError::TooLarge { bytes, bytes_max });
-        }
+    let bytes = outs.iter().fold(0, |sum: u128, out| sum.saturating_add(extent(out.dtype, &out.shape)));
+    if bytes > u128::from(bytes_max) {
+        return Err(OpError::TooLarge { bytes, bytes_max });
     }
     Ok(())
 }
@@ -86,6 +84,10 @@ pub fn run(
     inputs: &[Option<&Tensor>],
     context: Context<'_>,
 ) -> Result<Vec<Tensor>, OpError> {
+    let (bytes, bytes_max) = (lowered.scratch_bytes as u128, context.bytes_max);
+    if bytes > u128::from(bytes_max) {
+        return Err(OpError::TooLarge { bytes, bytes_max });
+    }
     let read = |i: usize| inputs[i].filter(|_| !lowered.unread.contains(&i));
     let aligned: Vec<Option<Tensor>> = (0..inputs.len()).map(|i| read(i).map(Tensor::aligned)).collect();
     let slices: Vec<&[u8]> =
@@ -131,7 +133,10 @@ fn branch(
 /// [`RunError::Op`], [`RunError::Cancelled`].
 pub fn graph(graph: &Graph, inputs: Vec<Tensor>, context: Context<'_>) -> Result<Vec<Tensor>, RunError> {
     let mut values: Vec<Option<Tensor>> = vec![None; graph.values.len()];
+    // Of the values that are still read; those that share memory are counted each.
+    let mut live_bytes: u64 = 0;
     for (id, tensor) in graph.inputs.iter().zip(inputs) {
+        live_bytes += tensor.bytes().len() as u64;
         values[id.index()] = Some(tensor);
     }
     let mut uses = graph.uses();
@@ -155,17 +160,21 @@ pub fn graph(graph: &Graph, inputs: Vec<Tensor>, context: Context<'_>) -> Result
             let inputs: Vec<Option<&Tensor>> = item.inputs.iter().map(value).collect();
             let constant = |id: &Option<ValueId>| id.is_some_and(|id| graph.data(id).is_some());
             let pinned: Vec<bool> = item.inputs.iter().map(constant).collect();
-            node(item, &inputs, &pinned, context).map_err(fail)?
+            let bytes_max = context.bytes_max.saturating_sub(live_bytes);
+            node(item, &inputs, &pinned, Context { bytes_max, ..context }).map_err(fail)?
         };
         for (id, tensor) in item.outputs.iter().zip(outputs) {
             if let Some(id) = id {
+                live_bytes += tensor.bytes().len() as u64;
                 values[id.index()] = Some(tensor);
             }
         }
         for id in item.inputs.iter().flatten() {
             uses[id.index()] -= 1;
-            if uses[id.index()] == 0 {
-                values[id.index()] = None;
+            if uses[id.index()] == 0
+                && let Some(tensor) = values[id.index()].take()
+            {
+                live_bytes = live_bytes.saturating_sub(tensor.bytes().len() as u64);
             }
         }
     }

@@ -8,7 +8,8 @@ use std::ops::Range;
 use bytemuck::AnyBitPattern;
 
 use crate::error::OpError;
-use crate::tensor::{DType, Elem, Tensor};
+use crate::session::Input;
+use crate::tensor::{ALIGN_BYTES, AlignedBuf, DType, Elem, Tensor};
 
 /// Outputs and scratch of one step.
 pub const OUTS_MAX: usize = 4;
@@ -36,6 +37,53 @@ pub enum Loc {
     },
 }
 
+/// Rows of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows {
+    /// The first.
+    pub from: usize,
+    /// How many.
+    pub count: usize,
+    /// Of how many.
+    pub all: usize,
+}
+
+impl Rows {
+    /// Where they lie in the bytes of all.
+    pub fn of(self, bytes: usize) -> Range<usize> {
+        let each = bytes / self.all;
+        self.from * each..(self.from + self.count) * each
+    }
+}
+
+/// The inputs of a run, however many, without a list of their slices.
+#[derive(Clone, Copy)]
+pub struct RunInputs<'a> {
+    /// As they came.
+    pub inputs: &'a [Input<'a>],
+    /// Copies of those that came unaligned, or more bytes.
+    pub copies: &'a [AlignedBuf],
+    /// The rows that this run takes of them; all, where there are none.
+    pub rows: Option<Rows>,
+}
+
+impl<'a> RunInputs<'a> {
+    /// The aligned bytes of an input.
+    pub fn bytes(self, index: usize) -> &'a [u8] {
+        let came = self.inputs[index].bytes;
+        let bytes = if aligned(came) { came } else { &self.copies[index].bytes()[..came.len()] };
+        match self.rows {
+            None => bytes,
+            Some(rows) => &bytes[rows.of(bytes.len())],
+        }
+    }
+}
+
+/// Whether kernels may read these bytes where they are.
+pub fn aligned(bytes: &[u8]) -> bool {
+    (bytes.as_ptr() as usize).is_multiple_of(ALIGN_BYTES)
+}
+
 /// Inputs by position.
 pub enum Ins<'a> {
     /// A planned step: gaps of the arena, constants, and the inputs of the run.
@@ -47,7 +95,7 @@ pub enum Ins<'a> {
         /// The plan's constants.
         consts: &'a [Tensor],
         /// The run's inputs.
-        inputs: &'a [&'a [u8]],
+        inputs: RunInputs<'a>,
     },
     /// An interpreted node.
     Direct(&'a [&'a [u8]]),
@@ -72,7 +120,7 @@ impl<'a> Io<'a> {
                 Loc::Absent => &[],
                 Loc::Arena { gap, range } => &gaps[*gap][range.clone()],
                 Loc::Const(at) => consts[*at].bytes(),
-                Loc::Input { index, range } => &inputs[*index][range.clone()],
+                Loc::Input { index, range } => &inputs.bytes(*index)[range.clone()],
             },
         }
     }

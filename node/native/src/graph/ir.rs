@@ -42,6 +42,13 @@ pub struct Node {
     pub name: String,
 }
 
+impl Node {
+    /// The value of an input; none where it was skipped or left out.
+    pub fn input(&self, index: usize) -> Option<ValueId> {
+        self.inputs.get(index).copied().flatten()
+    }
+}
+
 /// A declared dimension.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Dim {
@@ -86,6 +93,8 @@ pub struct Graph {
     pub inputs: Vec<ValueId>,
     /// Outputs, in the order of the model.
     pub outputs: Vec<ValueId>,
+    /// Bytes of the constants that were computed when it was bound to shapes.
+    pub folded_bytes: u64,
 }
 
 impl Graph {
@@ -109,7 +118,7 @@ impl Graph {
 
     /// The data of a node's input, if it is there and constant.
     pub fn input_data(&self, node: &Node, index: usize) -> Option<&Tensor> {
-        node.inputs.get(index).copied().flatten().and_then(|id| self.data(id))
+        node.input(index).and_then(|id| self.data(id))
     }
 
     /// How many nodes and graph outputs read each value.

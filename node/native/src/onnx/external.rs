@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::proto::TensorProto;
-use crate::error::ImportError;
+use crate::error::{ImportError, UnsupportedOp};
+use crate::exec::interpret::extent;
 use crate::tensor::{AlignedBuf, DType, Tensor, bytes_of};
 
 /// The files of a bundle, by name.
@@ -19,12 +20,15 @@ const EMPTY_DIM_MAX: usize = 1 << 20;
 ///
 /// # Errors
 /// [`ImportError::Tensor`] for data that does not fit dimensions or type, [`ImportError::External`] and
-/// [`ImportError::MissingFile`] for external data that is not in the bundle.
+/// [`ImportError::MissingFile`] for external data that is not in the bundle, [`ImportError::Unsupported`] for text and other
+/// element types.
 pub fn tensor(proto: &TensorProto, files: &Files) -> Result<Tensor, ImportError> {
     let name = || if proto.name.is_empty() { "(unnamed)".to_owned() } else { proto.name.clone() };
     let wrong = |reason: String| ImportError::Tensor { tensor: name(), reason };
-    let dtype = DType::from_onnx(proto.data_type)
-        .ok_or_else(|| wrong(format!("element type {} is not supported", proto.data_type)))?;
+    let dtype = DType::from_onnx(proto.data_type).ok_or_else(|| {
+        let reason = format!("element type {} is not supported", proto.data_type);
+        ImportError::Unsupported(vec![UnsupportedOp { op: "tensor".into(), node: name(), reason }])
+    })?;
     let shape = proto
         .dims
         .iter()
@@ -33,7 +37,11 @@ pub fn tensor(proto: &TensorProto, files: &Files) -> Result<Tensor, ImportError>
     if shape.contains(&0) && shape.iter().any(|dim| *dim > EMPTY_DIM_MAX) {
         return Err(wrong(format!("{shape:?} is empty, and a dimension is over {EMPTY_DIM_MAX}")));
     }
-    let bytes = bytes_of(dtype, &shape).ok_or_else(|| wrong(format!("{shape:?} is too large")))?;
+    let large = || wrong(format!("{shape:?} is too large"));
+    if extent(dtype, &shape) > isize::MAX as u128 {
+        return Err(large());
+    }
+    let bytes = bytes_of(dtype, &shape).ok_or_else(large)?;
     if proto.data_location == 1 {
         let data = external(proto, files, bytes)?;
         return Tensor::from_file(dtype, shape, data)

@@ -14,7 +14,7 @@ use super::attributes::{Attributes, Refusal};
 use super::external::{self, Files};
 use super::nodes;
 use super::proto::{DimValue, GraphProto, ModelProto, NodeProto, ValueInfoProto};
-use super::schema::{Version, version};
+use super::schema::{Version, inputs_max, version};
 use crate::error::{ImportError, UnsupportedOp};
 use crate::graph::ir::{Dim, Graph, Node, Port, ValueId};
 use crate::graph::verify::verify;
@@ -29,7 +29,8 @@ pub struct Limits {
     pub nodes_max: u64,
     /// Nesting of `If`. Default 8; recursion deepens the stack.
     pub subgraph_depth_max: u64,
-    /// Bytes that constant folding may make, of one value and of all together. Default 1 GiB.
+    /// Bytes that constant folding may make, over all plans together; and bytes of the tables of one plan, where they grow
+    /// with its shapes. Default 1 GiB.
     pub folded_bytes_max: u64,
     /// Bytes of one plan's arena, and of one tensor. Default 8 GiB.
     pub arena_bytes_max: u64,
@@ -158,7 +159,7 @@ impl Importer<'_> {
         let mut outputs = Vec::new();
         for info in &proto.output {
             let id = scope.names.get(&info.name).copied();
-            let port = output_port(info)?;
+            let port = port(info)?;
             let Some(id) = id else {
                 // A name that only an unsupported node makes is not an error of its own.
                 if self.unsupported.is_empty() {
@@ -193,7 +194,7 @@ impl Importer<'_> {
 
     /// Translates the nodes of a graph in topological order.
     fn nodes(&mut self, proto: &GraphProto, scope: &mut Scope, depth: u64) -> Result<(), ImportError> {
-        self.nodes += proto.node.len() as u64;
+        self.nodes += proto.node.iter().map(cost).sum::<u64>();
         let (nodes_max, depth_max) = (self.limits.nodes_max, self.limits.subgraph_depth_max);
         if self.nodes > nodes_max {
             return Err(ImportError::Limit {
@@ -254,6 +255,10 @@ impl Importer<'_> {
         // Trailing skipped inputs are as good as absent.
         while inputs.last() == Some(&None) {
             inputs.pop();
+        }
+        let most = inputs_max(&node.op_type);
+        if inputs.len() > most {
+            return Err(malformed(format!("it has {} inputs, and takes {most}", inputs.len())));
         }
         if node.op_type == "If" {
             return self.branches(node, &name, &inputs, scope, depth);
@@ -392,6 +397,16 @@ impl Importer<'_> {
     }
 }
 
+/// How many nodes one becomes: those with any number of operands or parts become a chain.
+fn cost(node: &NodeProto) -> u64 {
+    let parts = match node.op_type.as_str() {
+        "Sum" | "Mean" | "Max" | "Min" => node.input.len(),
+        "Split" => node.output.len(),
+        _ => 1,
+    };
+    parts.max(1) as u64
+}
+
 fn full_name(node: &NodeProto) -> String {
     if is_onnx(&node.domain) { node.op_type.clone() } else { format!("{}::{}", node.domain, node.op_type) }
 }
@@ -490,9 +505,4 @@ fn port(info: &ValueInfoProto) -> Result<Port, ImportError> {
     };
     let dims = shape.dim.iter().map(|d| dim(&d.value)).collect::<Result<Vec<_>, _>>()?;
     Ok(Port { name: info.name.clone(), dtype, dims: Some(dims) })
-}
-
-/// An output's declaration; files often leave its shape out, or say nonsense.
-fn output_port(info: &ValueInfoProto) -> Result<Port, ImportError> {
-    port(info)
 }

@@ -8,6 +8,7 @@ use super::external;
 use super::import::Importer;
 use super::proto::NodeProto;
 use super::windows;
+use crate::error::ImportError;
 use crate::graph::ir::ValueId;
 use crate::ops::Op;
 use crate::ops::elementwise::{Binary, Unary};
@@ -241,25 +242,21 @@ pub fn translate(cx: &mut Context<'_, '_>) -> Values {
             let equation = a.text("equation", "")?.to_owned();
             cx.one(Op::Einsum { equation })
         }
-        "Conv" => cx.one(Op::Conv { window: windows::window(a, cx.since)?, group: a.size("group", 1)? }),
-        "ConvInteger" => {
-            cx.one(Op::ConvInteger { window: windows::window(a, cx.since)?, group: a.size("group", 1)? })
-        }
-        "QLinearConv" => {
-            cx.one(Op::QLinearConv { window: windows::window(a, cx.since)?, group: a.size("group", 1)? })
-        }
-        "ConvTranspose" => cx.one(Op::ConvTranspose(windows::transposed(a, cx.since)?)),
+        "Conv" => cx.one(Op::Conv { window: windows::window(a)?, group: a.size("group", 1)? }),
+        "ConvInteger" => cx.one(Op::ConvInteger { window: windows::window(a)?, group: a.size("group", 1)? }),
+        "QLinearConv" => cx.one(Op::QLinearConv { window: windows::window(a)?, group: a.size("group", 1)? }),
+        "ConvTranspose" => cx.one(Op::ConvTranspose(windows::transposed(a)?)),
         "MaxPool" => {
             let pool = Pool::Max { column_major: a.flag("storage_order") };
-            cx.many(Op::Pool { window: windows::window(a, cx.since)?, pool }, 2)
+            cx.many(Op::Pool { window: windows::window(a)?, pool }, 2)
         }
         "AveragePool" => {
             let pool = Pool::Average { include_pad: a.flag("count_include_pad") };
-            cx.one(Op::Pool { window: windows::window(a, cx.since)?, pool })
+            cx.one(Op::Pool { window: windows::window(a)?, pool })
         }
         "LpPool" => {
             let p = u32::try_from(a.int("p", 2)).map_err(|_| Refusal::malformed("p is negative"))?;
-            cx.one(Op::Pool { window: windows::window(a, cx.since)?, pool: Pool::Lp { p } })
+            cx.one(Op::Pool { window: windows::window(a)?, pool: Pool::Lp { p } })
         }
         "GlobalAveragePool" => cx.one(Op::GlobalPool { max: false }),
         "GlobalMaxPool" => cx.one(Op::GlobalPool { max: true }),
@@ -291,7 +288,9 @@ pub fn translate(cx: &mut Context<'_, '_>) -> Values {
         "LpNormalization" => cx.one(Op::LpNorm { axis: a.int("axis", -1), p: a.int("p", 2) }),
         "QuantizeLinear" => {
             let scales = Scales { axis: a.int("axis", 1), block: a.size("block_size", 0)? };
-            let to = cx.dtype("output_dtype").unwrap_or(None);
+            // 0 stands for none.
+            let named = cx.attributes().int("output_dtype", 0) != 0;
+            let to = if named { cx.dtype("output_dtype")? } else { None };
             cx.one(Op::Quantize { scales, to })
         }
         "DequantizeLinear" => cx.one(Op::Dequantize {
@@ -490,7 +489,10 @@ fn dropout(cx: &mut Context<'_, '_>) -> Values {
 fn constant(cx: &mut Context<'_, '_>) -> Values {
     let a = cx.attributes();
     let tensor = if let Some(proto) = a.tensor("value") {
-        external::tensor(proto, cx.importer.files).map_err(|error| Refusal::malformed(error.to_string()))?
+        external::tensor(proto, cx.importer.files).map_err(|error| match error {
+            ImportError::Unsupported(_) => Refusal::unsupported(error.to_string()),
+            error => Refusal::malformed(error.to_string()),
+        })?
     } else if let Some(value) = a.get("value_float") {
         Tensor::of(&[], &[value.f])
     } else if let Some(value) = a.get("value_int") {

@@ -1,13 +1,14 @@
 //! The part of `onnx.proto3` that inference needs, as prost structs. Byte fields are [`Bytes`], so that decoding a
-//! mapped file copies no weight. Training information, functions, sparse and sequence types are decoded only as far
-//! as their presence must be seen.
+//! mapped file copies no weight. Training information and functions are skipped: a node
+//! that calls a function is of an operator that is not known. Sparse and sequence types are decoded only as far as their
+//! presence must be seen.
 
 use bytes::Bytes;
 
 /// A model file.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ModelProto {
-    /// Version of the file format.
+    /// Version of the file format. Nothing here asks for it; other engines do, of models that are written to be compared.
     #[prost(int64, tag = "1")]
     pub ir_version: i64,
     /// Operator sets that the model names.
@@ -16,9 +17,6 @@ pub struct ModelProto {
     /// The graph.
     #[prost(message, optional, tag = "7")]
     pub graph: Option<GraphProto>,
-    /// Functions local to the model.
-    #[prost(message, repeated, tag = "25")]
-    pub functions: Vec<FunctionProto>,
 }
 
 /// A domain and a version of its operator set.
@@ -30,17 +28,6 @@ pub struct OperatorSetId {
     /// The version.
     #[prost(int64, tag = "2")]
     pub version: i64,
-}
-
-/// A function local to the model; it is only named in refusals.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct FunctionProto {
-    /// Its name.
-    #[prost(string, tag = "1")]
-    pub name: String,
-    /// Its domain.
-    #[prost(string, tag = "10")]
-    pub domain: String,
 }
 
 /// A graph, or the branch of an `If`.

@@ -28,6 +28,43 @@ pub fn version(op: &str, opset: i64) -> Version {
     }
 }
 
+/// How many inputs an operator takes at most, in any version. An input beyond is no part of its meaning, but would be
+/// taken for an operand that a pass put there.
+pub fn inputs_max(op: &str) -> usize {
+    match op {
+        "Concat" | "Einsum" | "Max" | "Mean" | "Min" | "Sum" => usize::MAX,
+        "QLinearConv" => 9,
+        "LSTM" | "QLinearMatMul" => 8,
+        "GRU" | "RNN" => 6,
+        "BatchNormalization" | "Slice" => 5,
+        "ConvInteger" | "MatMulInteger" | "Pad" | "Resize" => 4,
+        "Clip"
+        | "Conv"
+        | "ConvTranspose"
+        | "DequantizeLinear"
+        | "Dropout"
+        | "Gemm"
+        | "GroupNormalization"
+        | "InstanceNormalization"
+        | "LayerNormalization"
+        | "OneHot"
+        | "QuantizeLinear"
+        | "Range"
+        | "Scatter"
+        | "ScatterElements"
+        | "ScatterND"
+        | "Where" => 3,
+        "Add" | "And" | "BitShift" | "BitwiseAnd" | "BitwiseOr" | "BitwiseXor" | "CastLike" | "Compress"
+        | "CumSum" | "Div" | "Equal" | "Expand" | "Gather" | "GatherElements" | "GatherND" | "Greater"
+        | "GreaterOrEqual" | "Less" | "LessOrEqual" | "MatMul" | "Mod" | "Mul" | "Or" | "PRelu" | "Pow"
+        | "RMSNormalization" | "Reshape" | "Split" | "Squeeze" | "Sub" | "Tile" | "TopK" | "Trilu"
+        | "Unsqueeze" | "Upsample" | "Xor" => 2,
+        "Constant" => 0,
+        _ if op.starts_with("Reduce") => 2,
+        _ => 1,
+    }
+}
+
 /// Operators by name with the opsets at which they changed; a negative one is not translated (old forms with in-place
 /// inputs, and deprecations).
 const OPERATORS: &[(&str, &[i64])] = &[

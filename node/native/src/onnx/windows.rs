@@ -9,7 +9,7 @@ use crate::ops::rnn::{Activation, Cell, Rnn};
 ///
 /// # Errors
 /// [`Refusal::Malformed`].
-pub fn window(a: Attributes<'_>, _since: i64) -> Result<Window, Refusal> {
+pub fn window(a: Attributes<'_>) -> Result<Window, Refusal> {
     let auto_pad = match a.text("auto_pad", "NOTSET")? {
         "NOTSET" | "" => AutoPad::NotSet,
         "SAME_UPPER" => AutoPad::SameUpper,
@@ -31,9 +31,9 @@ pub fn window(a: Attributes<'_>, _since: i64) -> Result<Window, Refusal> {
 ///
 /// # Errors
 /// [`Refusal::Malformed`].
-pub fn transposed(a: Attributes<'_>, since: i64) -> Result<Transposed, Refusal> {
+pub fn transposed(a: Attributes<'_>) -> Result<Transposed, Refusal> {
     Ok(Transposed {
-        window: window(a, since)?,
+        window: window(a)?,
         group: a.size("group", 1)?,
         output_padding: a.sizes("output_padding")?,
         output_shape: a.sizes("output_shape")?,

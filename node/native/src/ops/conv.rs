@@ -238,29 +238,41 @@ impl Conv {
         self.spans.iter().map(|span| span.kernel).product()
     }
 
-    /// The plain convolution: each output is one chain over taps, then channels, which `mac` extends.
-    pub fn run<X: Copy, W: Copy, A: Copy>(
+    /// Bytes of scratch that [`Conv::run`] wants.
+    pub fn scratch_bytes(&self) -> usize {
+        self.taps() * size_of::<[u64; 2]>()
+    }
+
+    /// The plain convolution: each output is one chain over taps, then channels, which `mac` extends by the elements of
+    /// x and w at two positions, for a filter. Operands go by position since not all have one type.
+    ///
+    /// # Panics
+    /// When `scratch` is no [`Conv::scratch_bytes`] long or not aligned.
+    pub fn run<A: Copy>(
         &self,
-        x: &[X],
-        w: &[W],
+        scratch: &mut [u8],
         zero: A,
-        mac: impl Fn(A, X, W, usize) -> A,
+        mac: impl Fn(A, usize, usize, usize) -> A,
         mut put: impl FnMut(usize, usize, A),
     ) {
         let (area_in, area_out, taps) = (self.input_area(), self.output_area(), self.taps());
         let (cin, cout) = (self.channels_in, self.channels_out);
-        let mut inside: Vec<(usize, usize)> = Vec::with_capacity(taps);
+        let room: &mut [[u64; 2]] = bytemuck::cast_slice_mut(scratch);
         self.positions(|number, list| {
-            inside.clear();
-            inside.extend(list);
+            let mut count = 0;
+            for (pair, (tap, at)) in room.iter_mut().zip(list) {
+                *pair = [tap as u64, at as u64];
+                count += 1;
+            }
+            let inside = &room[..count];
             for n in 0..self.batch {
                 for m in 0..self.group * cout {
                     let g = m / cout;
                     let mut sum = zero;
-                    for (tap, at) in &inside {
+                    for [tap, at] in inside {
                         for c in 0..cin {
-                            let x = x[((n * self.group + g) * cin + c) * area_in + at];
-                            sum = mac(sum, x, w[(m * cin + c) * taps + tap], m);
+                            let x = ((n * self.group + g) * cin + c) * area_in + *at as usize;
+                            sum = mac(sum, x, (m * cin + c) * taps + *tap as usize, m);
                         }
                     }
                     put((n * self.group * cout + m) * area_out + number, m, sum);
@@ -377,15 +389,18 @@ pub fn lower(ins: Facts<'_>, window: &Window, group: usize) -> Result<Lowered, O
     let x = ins.typed(0, &[DType::F32])?;
     let conv = geometry(x.shape, ins.need(1)?.shape, window, group)?;
     let biased = ins.get(2).is_some();
-    Ok(Lowered::new("conv", move |io| {
+    let scratch = conv.scratch_bytes();
+    let lowered = Lowered::new("conv", move |io| {
         let bias = if biased { io.input::<f32>(2) } else { &[] };
-        let out = io.take::<f32>(0);
-        let mac = |sum: f32, x: f32, w: f32, _| x.mul_add(w, sum);
-        conv.run(io.input::<f32>(0), io.input::<f32>(1), 0.0, mac, |at, m, sum| {
+        let (x, w) = (io.input::<f32>(0), io.input::<f32>(1));
+        let (out, scratch) = (io.take::<f32>(0), io.take_bytes(1));
+        let mac = |sum: f32, i: usize, j: usize, _| x[i].mul_add(w[j], sum);
+        conv.run(scratch, 0.0, mac, |at, m, sum| {
             out[at] = bias.get(m).map_or(sum, |bias| sum + bias);
         });
         Ok(())
-    }))
+    });
+    Ok(lowered.with_scratch(scratch))
 }
 
 /// The kernel of `ConvTranspose`.

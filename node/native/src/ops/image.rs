@@ -60,7 +60,7 @@ impl ConvImage {
         let [n, height, width, channels] = image(x, self.nchw)?;
         let &[filters, depth, ky, kx] = w else { return Err(OpError::Shape(format!("weights {w:?}"))) };
         let spans = self.window.spans(&[height, width], &[ky, kx])?;
-        if depth * self.group != channels {
+        if depth.checked_mul(self.group) != Some(channels) {
             return Err(OpError::Shape(format!("convolution of {x:?} by {w:?}")));
         }
         let (y, x) = (window_of(&spans[0]), window_of(&spans[1]));
@@ -86,7 +86,7 @@ pub fn lower_conv(
     target: Target,
 ) -> Result<Lowered, OpError> {
     let (x, w) = (ins.need(0)?, ins.need(1)?);
-    let (images, shape, output) = conv.shape(x.shape, w.shape)?;
+    let (images, shape, _) = conv.shape(x.shape, w.shape)?;
     let kernel = target.kernels.conv(shape).map_err(refused)?;
     let weights = w.value.ok_or_else(|| OpError::Unsupported("weights that are computed".into()))?;
     let numbers =
@@ -100,7 +100,6 @@ pub fn lower_conv(
     let [biased, residual] = [2, 3].map(|i| ins.get(i).is_some());
     let (nchw, activation, filters) = (conv.nchw, conv.activation, shape.filters);
     let stride = stride.unwrap_or(filters);
-    let _ = output;
     let run = move |io: &mut crate::exec::io::Io<'_>| {
         let data = io.input::<f32>(0);
         let input =

@@ -16,6 +16,8 @@ pub struct Lowered {
     pub run: Run,
     /// Bytes of scratch, given as the output after the last.
     pub scratch_bytes: usize,
+    /// Bytes of the tables that it holds, where they grow with its shapes.
+    pub table_bytes: usize,
     /// The kernel's name, for inspection: its family, and where it has them its instruction set and tile, such as
     /// `conv.pointwise avx512 12x32`.
     pub kernel: Cow<'static, str>,
@@ -29,7 +31,13 @@ impl Lowered {
         kernel: &'static str,
         run: impl Fn(&mut Io<'_>) -> Result<(), OpError> + Send + Sync + 'static,
     ) -> Self {
-        Self { run: Box::new(run), scratch_bytes: 0, kernel: Cow::Borrowed(kernel), unread: &[] }
+        Self {
+            run: Box::new(run),
+            scratch_bytes: 0,
+            table_bytes: 0,
+            kernel: Cow::Borrowed(kernel),
+            unread: &[],
+        }
     }
 
     /// With the instruction set in its name.
@@ -53,6 +61,13 @@ impl Lowered {
     #[must_use]
     pub fn without_reading(mut self, unread: &'static [usize]) -> Self {
         self.unread = unread;
+        self
+    }
+
+    /// With tables that grow with its shapes.
+    #[must_use]
+    pub fn with_tables(mut self, bytes: usize) -> Self {
+        self.table_bytes = bytes;
         self
     }
 

@@ -34,8 +34,8 @@ pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target) -> Result<Option<Lowered
     let plan = Plan {
         s,
         backwards: rnn.directions.clone(),
-        input_weights: packed_directions(&input, w, s.directions, width, s.features, panel),
-        state_weights: packed_directions(&state, r, s.directions, width, s.hidden, panel),
+        input_weights: packed_directions(&[(input, width)], w, s.directions, s.features, panel),
+        state_weights: packed_directions(&[(state, width)], r, s.directions, s.hidden, panel),
         input,
         state,
         kernels: target.kernels,
@@ -61,41 +61,50 @@ pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target) -> Result<Option<Lowered
     Ok(Some(Lowered::new("lstm", run).on(target).with_scratch(scratch).without_reading(&[1, 2])))
 }
 
-/// The weights of all directions, `[directions, width, k]`, packed one after the other.
-fn packed_directions(
-    gemm: &Gemm,
+/// The weights of all directions, `[directions, width, k]`, packed one after the other. Those of a direction are in parts,
+/// each of so many of the width, with a product for each.
+pub(super) fn packed_directions(
+    parts: &[(Gemm, usize)],
     w: Fact<'_>,
     directions: usize,
-    width: usize,
     k: usize,
     panel: usize,
 ) -> Arc<AlignedBuf> {
-    let each = gemm.packed_len();
-    let numbers = vec![directions, width, k, panel];
+    let each: usize = parts.iter().map(|(gemm, _)| gemm.packed_len()).sum();
+    let mut numbers = vec![directions, k, panel];
+    numbers.extend(parts.iter().map(|(_, width)| width));
+    // Each part of each direction: its product, where it lies among the weights, and where when packed.
+    let (mut from, mut to) = (0, 0);
+    let mut all = Vec::with_capacity(directions * parts.len());
+    for _ in 0..directions {
+        for (gemm, width) in parts {
+            all.push((*gemm, from..from + width * k, to..to + gemm.packed_len()));
+            (from, to) = (from + width * k, to + gemm.packed_len());
+        }
+    }
     let tensor = w.value.expect("the caller has looked");
+    let unpacked = all.clone();
     let pack = |out: &mut [u8]| {
         let values = tensor.values::<f32>();
         let out: &mut [f32] = bytemuck::cast_slice_mut(out);
-        for d in 0..directions {
-            let matrix = Matrix::transposed(&values[d * width * k..(d + 1) * width * k], k);
-            gemm.pack(matrix, &mut out[d * each..(d + 1) * each]);
+        for (gemm, from, to) in all {
+            gemm.pack(Matrix::transposed(&values[from], k), &mut out[to]);
         }
     };
-    let of = *gemm;
     let unpack = move |packed: &[u8], weights: &mut [u8]| {
         let packed: &[f32] = bytemuck::cast_slice(packed);
         let weights: &mut [f32] = bytemuck::cast_slice_mut(weights);
-        for d in 0..directions {
-            let weights = &mut weights[d * width * k..(d + 1) * width * k];
-            of.unpack(&packed[d * each..(d + 1) * each], |r, c, value| weights[c * k + r] = value);
+        for (gemm, from, to) in &unpacked {
+            let weights = &mut weights[from.clone()];
+            gemm.unpack(&packed[to.clone()], |r, c, value| weights[c * k + r] = value);
         }
     };
-    let layout = Layout { kernel: "lstm", numbers };
+    let layout = Layout { kernel: "recurrent", numbers };
     packed(tensor, layout, directions * each * size_of::<f32>(), pack, unpack)
 }
 
 /// The packed weights of a direction.
-fn part(buffer: &AlignedBuf, d: usize, each: usize) -> &[f32] {
+pub(super) fn part(buffer: &AlignedBuf, d: usize, each: usize) -> &[f32] {
     let all: &[f32] = bytemuck::cast_slice(buffer.bytes());
     &all[d * each..(d + 1) * each]
 }

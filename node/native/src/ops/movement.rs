@@ -298,6 +298,9 @@ fn paddings(ins: Facts<'_>) -> Result<Vec<(i64, i64)>, OpError> {
     Ok(around)
 }
 
+/// A padding beyond the address space, whose sums with sizes would not stay within 64 bits.
+const PAD_MAX: u64 = 1 << 48;
+
 /// `Pad`: data, pads, value, axes.
 pub fn infer_pad(ins: Facts<'_>) -> Result<Vec<Out>, OpError> {
     let x = ins.need(0)?;
@@ -305,7 +308,10 @@ pub fn infer_pad(ins: Facts<'_>) -> Result<Vec<Out>, OpError> {
         .shape
         .iter()
         .zip(paddings(ins)?)
-        .map(|(dim, (before, after))| (*dim as i64).checked_add(before)?.checked_add(after))
+        .map(|(dim, (before, after))| {
+            let far = [before, after].iter().any(|pad| pad.unsigned_abs() > PAD_MAX);
+            if far { None } else { (*dim as i64).checked_add(before)?.checked_add(after) }
+        })
         .collect::<Option<Vec<_>>>()
         .ok_or_else(|| OpError::Shape("padding past the address space".into()))?;
     Ok(vec![Out::new(x.dtype, dims_of(x.dtype, &dims)?)])
@@ -313,7 +319,6 @@ pub fn infer_pad(ins: Facts<'_>) -> Result<Vec<Out>, OpError> {
 
 /// The kernel of `Pad`: for each axis a table says which index is read, or none.
 pub fn lower_pad(ins: Facts<'_>, mode: PadMode, out: &Out) -> Result<Lowered, OpError> {
-    const NONE: usize = usize::MAX;
     let x = ins.need(0)?;
     if let Some(value) = ins.get(2).filter(|value| !value.is_empty()) {
         ins.typed(2, &[x.dtype])?;
@@ -322,37 +327,55 @@ pub fn lower_pad(ins: Facts<'_>, mode: PadMode, out: &Out) -> Result<Lowered, Op
         }
     }
     let filled = ins.get(2).is_some_and(|value| value.len() == 1);
-    let source = |at: i64, dim: i64| match mode {
-        _ if (0..dim).contains(&at) => Ok(at as usize),
-        PadMode::Constant => Ok(NONE),
-        _ if dim == 0 => Err(OpError::Shape("an empty axis has no border to pad with".into())),
-        PadMode::Edge => Ok(at.clamp(0, dim - 1) as usize),
-        PadMode::Wrap => Ok(at.rem_euclid(dim) as usize),
-        PadMode::Reflect if dim == 1 => Ok(0),
-        PadMode::Reflect => {
-            let at = at.rem_euclid(2 * (dim - 1));
-            Ok(at.min(2 * (dim - 1) - at) as usize)
+    let bytes = x.dtype.bytes();
+    let mut axes = Vec::with_capacity(x.rank());
+    let around = x.shape.iter().zip(&out.shape).zip(paddings(ins)?).zip(strides_of(x.shape));
+    for (((dim, whole), (before, _)), stride) in around {
+        if *dim == 0 && *whole > 0 && mode != PadMode::Constant {
+            return Err(OpError::Shape("an empty axis has no border to pad with".into()));
         }
-    };
-    let mut tables = Vec::with_capacity(x.rank());
-    for ((dim, whole), (before, _)) in x.shape.iter().zip(&out.shape).zip(paddings(ins)?) {
-        let table =
-            (0..*whole as i64).map(|at| source(at - before, *dim as i64)).collect::<Result<Vec<_>, _>>()?;
-        tables.push(table);
+        axes.push(PaddedAxis { dim: *dim as i64, whole: *whole, before, stride });
     }
-    let (strides, bytes) = (strides_of(x.shape), x.dtype.bytes());
     Ok(Lowered::new("pad", move |io: &mut Io<'_>| {
         let fill = if filled { io.bytes(2) } else { &[0; 8][..bytes] };
         let (x, target) = (io.bytes(0), io.take_bytes(0));
-        let pad = Padding { tables: &tables, strides: &strides, bytes, fill };
+        let pad = Padding { axes: &axes, mode, bytes, fill };
         pad.axis(0, Some(0), x, target);
         Ok(())
     }))
 }
 
+/// A dimension and what is put before and behind it.
+struct PaddedAxis {
+    dim: i64,
+    whole: usize,
+    before: i64,
+    /// From an index to the next, in elements of x.
+    stride: usize,
+}
+
+impl PaddedAxis {
+    /// The index of x that is read at index `at` of the result; none where it is filled.
+    fn source(&self, at: usize, mode: PadMode) -> Option<usize> {
+        let (at, dim) = (at as i64 - self.before, self.dim);
+        let at = match mode {
+            _ if (0..dim).contains(&at) => at,
+            PadMode::Constant => return None,
+            PadMode::Edge => at.clamp(0, dim - 1),
+            PadMode::Wrap => at.rem_euclid(dim),
+            PadMode::Reflect if dim == 1 => 0,
+            PadMode::Reflect => {
+                let at = at.rem_euclid(2 * (dim - 1));
+                at.min(2 * (dim - 1) - at)
+            }
+        };
+        Some(at as usize)
+    }
+}
+
 struct Padding<'a> {
-    tables: &'a [Vec<usize>],
-    strides: &'a [usize],
+    axes: &'a [PaddedAxis],
+    mode: PadMode,
     bytes: usize,
     fill: &'a [u8],
 }
@@ -360,7 +383,7 @@ struct Padding<'a> {
 impl Padding<'_> {
     /// Writes everything under one index of the axes before `axis`; `at` is `None` inside padding.
     fn axis(&self, axis: usize, at: Option<usize>, x: &[u8], target: &mut [u8]) {
-        let Some(table) = self.tables.get(axis) else {
+        let Some(padded) = self.axes.get(axis) else {
             let element = at.map_or(self.fill, |at| &x[at * self.bytes..(at + 1) * self.bytes]);
             target.copy_from_slice(element);
             return;
@@ -368,9 +391,10 @@ impl Padding<'_> {
         if target.is_empty() {
             return;
         }
-        let part = target.len() / table.len();
-        for (index, target) in table.iter().zip(target.chunks_exact_mut(part)) {
-            let at = at.filter(|_| *index != usize::MAX).map(|at| at + index * self.strides[axis]);
+        let part = target.len() / padded.whole;
+        for (i, target) in target.chunks_exact_mut(part).enumerate() {
+            let source = padded.source(i, self.mode);
+            let at = at.zip(source).map(|(at, index)| at + index * padded.stride);
             self.axis(axis + 1, at, x, target);
         }
     }
@@ -396,9 +420,12 @@ pub fn infer_blocks(ins: Facts<'_>, blocks: Blocks, block: usize) -> Result<Vec<
     let refuse = || OpError::Shape(format!("blocks of {block} in {:?}", x.shape));
     let area = block.checked_mul(block).ok_or_else(refuse)?;
     let shape = match blocks {
-        Blocks::SpaceToDepth if h % block == 0 && w % block == 0 => [n, c * area, h / block, w / block],
+        Blocks::SpaceToDepth if h % block == 0 && w % block == 0 => {
+            [n, c.checked_mul(area).ok_or_else(refuse)?, h / block, w / block]
+        }
         Blocks::DepthColumnRow | Blocks::ColumnRowDepth if c % area == 0 => {
-            [n, c / area, h * block, w * block]
+            let spread = |size: usize| size.checked_mul(block).ok_or_else(refuse);
+            [n, c / area, spread(h)?, spread(w)?]
         }
         _ => return Err(refuse()),
     };

@@ -7,8 +7,6 @@ use super::fact::{Facts, Out, axis_of};
 use super::kernel::Lowered;
 use super::pool::sum;
 use super::reduce::around;
-use roost_kernels::Logits;
-
 use crate::error::OpError;
 use crate::math;
 use crate::tensor::DType;
@@ -55,8 +53,8 @@ pub fn lower_softmax(
             let (x, out) = (io.input::<f32>(0), io.take::<f32>(0));
             for (x, out) in x.chunks_exact(len.max(1)).zip(out.chunks_exact_mut(len.max(1))) {
                 match kind {
-                    Softmax::Log => kernels.log_softmax(x, Logits::default(), out),
-                    Softmax::Plain | Softmax::Hard => kernels.softmax(x, Logits::default(), out),
+                    Softmax::Log => kernels.log_softmax(x, out),
+                    Softmax::Plain | Softmax::Hard => kernels.softmax(x, out),
                 }
             }
             Ok(())
@@ -73,8 +71,8 @@ pub fn lower_softmax(
                 from.iter_mut().enumerate().for_each(|(k, from)| *from = x[at(k)]);
                 match kind {
                     Softmax::Hard => hardmax(from, to),
-                    Softmax::Plain => kernels.softmax(from, Logits::default(), to),
-                    Softmax::Log => kernels.log_softmax(from, Logits::default(), to),
+                    Softmax::Plain => kernels.softmax(from, to),
+                    Softmax::Log => kernels.log_softmax(from, to),
                 }
                 to.iter().enumerate().for_each(|(k, to)| out[at(k)] = *to);
             }

@@ -1,6 +1,6 @@
 //! Pools over windows and over whole images, NCHW, any number of spatial dimensions.
 
-use super::conv::{AutoPad, Conv, Span, Window};
+use super::conv::{Conv, Span, Window};
 use super::fact::{Facts, Out};
 use super::kernel::Lowered;
 use super::reduce::{LANES, tree};
@@ -58,7 +58,7 @@ pub fn lower(ins: Facts<'_>, window: &Window, pool: Pool) -> Result<Lowered, OpE
         (Pool::Max { column_major }, DType::U8) => Ok(max(geometry, column_major, u8::MIN)),
         (Pool::Max { column_major }, DType::I8) => Ok(max(geometry, column_major, i8::MIN)),
         (Pool::Average { include_pad }, DType::F32) => {
-            let counts = padded_counts(&geometry.spans, include_pad, window.auto_pad);
+            let counts = padded_counts(&geometry.spans, include_pad);
             Ok(average(geometry, counts))
         }
         (Pool::Lp { p }, DType::F32) => Ok(lp(geometry, p)),
@@ -106,11 +106,10 @@ fn columns_first(spans: &[Span], at: usize) -> usize {
 }
 
 /// What each output of an average is divided by, when padding counts; empty when it does not.
-pub fn padded_counts(spans: &[Span], include_pad: bool, auto_pad: AutoPad) -> Vec<u32> {
+pub fn padded_counts(spans: &[Span], include_pad: bool) -> Vec<u32> {
     if !include_pad {
         return Vec::new();
     }
-    let _ = auto_pad;
     let total: usize = spans.iter().map(|span| span.output).product();
     (0..total)
         .map(|number| {

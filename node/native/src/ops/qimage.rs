@@ -11,7 +11,7 @@ use super::image::{ConvImage, refused};
 use super::kernel::Lowered;
 use crate::error::OpError;
 use crate::plan::pack::{Layout, packed};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{ALIGN_BYTES, DType, Tensor};
 
 /// A quantised convolution: x bytes, weights `[M, C / group, kH, kW]` in `i8`, bias `[M]` in `i32`. The result is
 /// `clamp(round(sum * scale) + zero, low, high)`.
@@ -21,6 +21,8 @@ pub struct QConv {
     pub window: Window,
     /// Groups.
     pub group: usize,
+    /// The type of x, `u8` or `i8`.
+    pub from: DType,
     /// The zero point of x.
     pub x_zero: i32,
     /// Scale of x times that of the weights over that of the result: one, or one per filter.
@@ -55,15 +57,22 @@ impl QConv {
 
 /// The output of a quantised convolution.
 pub fn infer(ins: Facts<'_>, conv: &QConv) -> Result<Vec<Out>, OpError> {
-    let (x, w) = (ins.typed(0, &[DType::U8, DType::I8])?, ins.typed(1, &[DType::I8])?);
+    let (x, w) = (ins.typed(0, &[conv.from])?, ins.typed(1, &[DType::I8])?);
     let (n, shape, [height, width]) = conv.image().shape(x.shape, w.shape)?;
     let filters = shape.filters;
+    if ins.get(2).is_some() && ins.typed(2, &[DType::I32])?.shape != [filters] {
+        return Err(OpError::Shape("the bias has one value per output channel".into()));
+    }
+    if !(conv.scales.len() == 1 || conv.scales.len() == filters) {
+        return Err(OpError::Shape("there is one scale, or one per output channel".into()));
+    }
     let out = if conv.nhwc { [n, height, width, filters] } else { [n, filters, height, width] };
     checked_len(conv.to, &out)?;
     Ok(vec![Out::new(conv.to, out)])
 }
 
-/// The kernel of a quantised convolution. `stride` is the distance of output pixels.
+/// The kernel of a quantised convolution. `stride` is the distance of output pixels; images in NCHW, which the interpreter
+/// meets, are turned to what the kernel reads and back, and have none.
 pub fn lower(
     ins: Facts<'_>,
     conv: &QConv,
@@ -71,10 +80,7 @@ pub fn lower(
     target: Target,
 ) -> Result<Lowered, OpError> {
     let (x, w) = (ins.need(0)?, ins.need(1)?);
-    if !conv.nhwc {
-        return Err(OpError::Unsupported("a quantised convolution that is not an image".into()));
-    }
-    let (images, shape, _) = conv.image().shape(x.shape, w.shape)?;
+    let (images, shape, [height, width]) = conv.image().shape(x.shape, w.shape)?;
     let kernel = target.kernels.qconv(shape, sign(x.dtype)).map_err(refused)?;
     let weights = w.value.ok_or_else(|| OpError::Unsupported("weights that are computed".into()))?;
     let layout = target.kernels.layout();
@@ -96,33 +102,55 @@ pub fn lower(
     let (filters, channels) = (shape.filters, shape.channels);
     let stride = stride.unwrap_or(filters);
     let conv = conv.clone();
+    let sums_bytes = (kernel.scratch_len() * size_of::<i32>()).next_multiple_of(ALIGN_BYTES);
+    let turned_bytes = if conv.nhwc { 0 } else { x.len() + images * height * width * filters };
     let run = move |io: &mut crate::exec::io::Io<'_>| {
-        let input = ByteRows { data: io.bytes(0), stride: channels };
+        let (x, data, scratch) = (io.bytes(0), io.take_bytes(0), io.take_bytes(1));
+        let (scratch, turned) = scratch.split_at_mut(sums_bytes);
+        let scratch = &mut bytemuck::cast_slice_mut(scratch)[..kernel.scratch_len()];
         let bias = biased.then(|| io.input::<i32>(2));
         let (packed, sums) = weights.bytes().split_at(bytes);
         let packed = &bytemuck::cast_slice(packed)[..kernel.packed_len()];
-        let (data, scratch) = (io.take_bytes(0), io.take::<i32>(1));
-        let out = BytesOut {
-            data,
-            stride,
-            scale: &conv.scales,
-            zero: conv.zero,
-            low: conv.low,
-            high: conv.high,
-            residual: None,
-        };
         let weights = QWeights { packed, sums: bytemuck::cast_slice(sums), bias };
-        kernel.run(images, input, conv.x_zero, weights, Output::Bytes(out), scratch);
+        let mut convolve = |x: &[u8], data: &mut [u8], stride: usize| {
+            let to = BytesOut {
+                data,
+                stride,
+                scale: &conv.scales,
+                zero: conv.zero,
+                low: conv.low,
+                high: conv.high,
+            };
+            let input = ByteRows { data: x, stride: channels };
+            kernel.run(images, input, conv.x_zero, weights, Output::Bytes(to), scratch);
+        };
+        if conv.nhwc {
+            convolve(x, data, stride);
+        } else {
+            let (from, to) = turned.split_at_mut(x.len());
+            turn(x, images, channels, from);
+            convolve(from, to, filters);
+            turn(to, images, height * width, data);
+        }
         Ok(())
     };
-    let scratch = kernel.scratch_len() * size_of::<i32>();
     let family = match kernel.tile(images) {
         None => "qconv.depthwise",
         Some(_) if shape.taps() == 1 => "qconv.pointwise",
         Some(_) => "qconv.spatial",
     };
     let lowered = Lowered::new(family, run).on_tile(target, kernel.tile(images));
-    Ok(lowered.with_scratch(scratch).without_reading(&[1]))
+    Ok(lowered.with_scratch(sums_bytes + turned_bytes).without_reading(&[1]))
+}
+
+/// The transpose of each of `images` matrices of so many rows.
+fn turn(from: &[u8], images: usize, rows: usize, to: &mut [u8]) {
+    let each = from.len() / images.max(1);
+    let columns = each / rows.max(1);
+    // Nothing is in chunks of one.
+    for (from, to) in from.chunks_exact(each.max(1)).zip(to.chunks_exact_mut(each.max(1))) {
+        roost_kernels::transpose(from, columns, rows, columns, to, rows);
+    }
 }
 
 /// Bytes of images from `[N, C, H, W]` to `[N, H, W, channels]`.

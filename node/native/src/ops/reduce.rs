@@ -4,6 +4,8 @@
 //! and one fixed tree joins the lanes (8, 4, 2, 1 apart). The order is that of the reduced elements, wherever they lie
 //! in memory, so that neither layout nor batch changes a bit.
 
+use std::ops::Add;
+
 use super::fact::{Facts, Out, axis_of, strides_of};
 use super::kernel::Lowered;
 use super::strided::Walk;
@@ -100,6 +102,11 @@ impl Plan {
         })
     }
 
+    /// Whether outputs come in runs whose elements lie side by side.
+    fn is_side_by_side(&self) -> bool {
+        self.kept.inner_strides() == [1] && self.kept.inner() >= SIDE_BY_SIDE
+    }
+
     /// Calls `each` with the number of each output and the offset of its first element.
     fn outputs(&self, mut each: impl FnMut(usize, usize)) {
         let (inner, [step]) = (self.kept.inner(), self.kept.inner_strides());
@@ -142,6 +149,49 @@ fn folded<T: Elem>(plan: Plan, fold: Fold<T>) -> Lowered {
     })
 }
 
+/// Outputs whose sums are made at once, where they lie side by side.
+const SIDE_BY_SIDE: usize = 32;
+
+/// Sums of elements that lie apart, for outputs that lie side by side: each addition of [`folded`], in its order, for many
+/// outputs at once.
+fn summed<T: Elem + Default + Add<Output = T>>(plan: Plan, end: fn(T, usize) -> T) -> Lowered {
+    Lowered::new("reduce rows", move |io| {
+        let (x, out) = (io.input::<T>(0), io.take::<T>(0));
+        let inner = plan.kept.inner();
+        if out.is_empty() {
+            return Ok(());
+        }
+        plan.kept.rows(|row, [at]| {
+            let out = &mut out[row * inner..(row + 1) * inner];
+            for (block, out) in out.chunks_mut(SIDE_BY_SIDE).enumerate() {
+                let mut lanes = [[T::default(); SIDE_BY_SIDE]; LANES];
+                let mut lane = 0;
+                if plan.count > 0 {
+                    plan.elements(at as usize + block * SIDE_BY_SIDE, |at| {
+                        let sums = &mut lanes[lane];
+                        // A constant length where it can be, for vectors.
+                        match x.get(at..at + SIDE_BY_SIDE) {
+                            Some(x) => sums.iter_mut().zip(x).for_each(|(sum, x)| *sum = *sum + *x),
+                            None => sums.iter_mut().zip(&x[at..]).for_each(|(sum, x)| *sum = *sum + *x),
+                        }
+                        lane = (lane + 1) % LANES;
+                    });
+                }
+                let mut half = LANES / 2;
+                while half > 0 {
+                    let (to, from) = lanes.split_at_mut(half);
+                    for (to, from) in to.iter_mut().zip(from) {
+                        to.iter_mut().zip(from).for_each(|(to, from)| *to = *to + *from);
+                    }
+                    half /= 2;
+                }
+                out.iter_mut().zip(&lanes[0]).for_each(|(out, sum)| *out = end(*sum, plan.count));
+            }
+        });
+        Ok(())
+    })
+}
+
 /// The kernel of a reduction.
 pub fn lower(op: Reduce, ins: Facts<'_>, noop: bool) -> Result<Lowered, OpError> {
     let x = ins.need(0)?;
@@ -173,6 +223,9 @@ pub fn lower(op: Reduce, ins: Facts<'_>, noop: bool) -> Result<Lowered, OpError>
                 Reduce::Max => (<$t>::NEG_INFINITY, enter),
                 _ => (0.0, |a, b| a + b),
             };
+            if matches!(op, Reduce::Sum | Reduce::Mean) && plan.is_side_by_side() {
+                return Ok(summed(plan, end));
+            }
             Ok(folded(plan, Fold { zero, enter, join, end }))
         }};
     }
@@ -180,7 +233,9 @@ pub fn lower(op: Reduce, ins: Facts<'_>, noop: bool) -> Result<Lowered, OpError>
         ($t:ty) => {{
             let (enter, end): (fn($t, $t) -> $t, fn($t, usize) -> $t) = match op {
                 Reduce::Sum => (|a, x| a.wrapping_add(x), |a, _| a),
-                Reduce::Mean => (|a, x| a.wrapping_add(x), |a, n| if n == 0 { 0 } else { a / n as $t }),
+                Reduce::Mean => {
+                    (|a, x| a.wrapping_add(x), |a, n| if n == 0 { 0 } else { (a as i128 / n as i128) as $t })
+                }
                 Reduce::Prod => (|a, x| a.wrapping_mul(x), |a, _| a),
                 Reduce::Min => (|a, x| a.min(x), |a, _| a),
                 Reduce::Max => (|a, x| a.max(x), |a, _| a),

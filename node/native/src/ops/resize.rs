@@ -72,6 +72,9 @@ pub struct Resize {
 /// The smallest scale: antialiasing walks its inverse for every output.
 const SCALE_MIN: f32 = 1e-5;
 
+/// The longest axis that is resized: tables are made along it.
+const AXIS_MAX: usize = 1 << 24;
+
 /// An axis: lengths, scale, region.
 #[derive(Debug, Clone, Copy)]
 struct Along {
@@ -178,17 +181,33 @@ impl Along {
         }
     }
 
-    /// The inputs and weights of each output; none where it takes the extrapolation value.
-    fn table(&self, resize: &Resize) -> Vec<Vec<(usize, f32)>> {
-        (0..self.output).map(|o| self.taps(self.place(o, resize.coordinates), resize)).collect()
+    /// The inputs and weights of each output; none where each output is its input.
+    fn table(&self, resize: &Resize) -> Result<Option<Table>, OpError> {
+        if self.input.max(self.output) > AXIS_MAX {
+            let crops = resize.coordinates == Coordinates::TfCropAndResize;
+            if self.input == self.output && self.scale == 1.0 && !crops {
+                return Ok(None);
+            }
+            let text = format!("resizing {} to {}, at most {AXIS_MAX}", self.input, self.output);
+            return Err(OpError::Unsupported(text));
+        }
+        let mut table = Table { ends: Vec::with_capacity(self.output), taps: Vec::new() };
+        for o in 0..self.output {
+            table.taps.extend(self.taps(self.place(o, resize.coordinates), resize));
+            table.ends.push(table.taps.len());
+        }
+        let same = |o: usize| table.of(o) == [(o as u32, 1.0)];
+        let is_identity = self.input == self.output && (0..self.output).all(same);
+        Ok((!is_identity).then_some(table))
     }
 
-    fn taps(&self, place: f32, resize: &Resize) -> Vec<(usize, f32)> {
+    /// The inputs and weights of an output at a place; none where it takes the extrapolation value.
+    fn taps(&self, place: f32, resize: &Resize) -> Vec<(u32, f32)> {
         let last = self.input as i64 - 1;
         if resize.coordinates == Coordinates::TfCropAndResize && !(0.0..=last as f32).contains(&place) {
             return Vec::new();
         }
-        let clamp = |i: i64| i.clamp(0, last) as usize;
+        let clamp = |i: i64| i.clamp(0, last) as u32;
         if let Mode::Nearest(nearest) = resize.mode {
             let index = match nearest {
                 Nearest::RoundPreferFloor => (place - 0.5).ceil(),
@@ -217,6 +236,25 @@ impl Along {
     }
 }
 
+/// The inputs and weights of each output along an axis.
+struct Table {
+    /// Where those of each output end.
+    ends: Vec<usize>,
+    taps: Vec<(u32, f32)>,
+}
+
+impl Table {
+    fn bytes(&self) -> usize {
+        size_of_val(&self.ends[..]) + size_of_val(&self.taps[..])
+    }
+
+    /// Those of one output.
+    fn of(&self, o: usize) -> &[(u32, f32)] {
+        let start = if o == 0 { 0 } else { self.ends[o - 1] };
+        &self.taps[start..self.ends[o]]
+    }
+}
+
 /// Keys' cubic kernel.
 fn cubic(x: f32, a: f32) -> f32 {
     let x = x.abs();
@@ -233,31 +271,32 @@ fn cubic(x: f32, a: f32) -> f32 {
 pub fn lower(ins: Facts<'_>, resize: &Resize) -> Result<Lowered, OpError> {
     let x = ins.need(0)?;
     let alongs = alongs(ins, resize)?;
-    let tables: Vec<_> = alongs.iter().map(|along| along.table(resize)).collect();
+    let tables = alongs.iter().map(|along| along.table(resize)).collect::<Result<Vec<_>, _>>()?;
     if x.dtype != DType::F32 {
         if !matches!(resize.mode, Mode::Nearest(_)) || resize.coordinates == Coordinates::TfCropAndResize {
             return Err(OpError::DType { input: 0, dtype: x.dtype });
         }
-        return Ok(nearest(x.shape, x.dtype.bytes(), &tables));
+        return Ok(nearest(x.shape, x.dtype.bytes(), &alongs, &tables));
     }
     let out: Vec<_> = alongs.iter().map(|along| along.output).collect();
-    let identity =
-        |d: usize| out[d] == x.shape[d] && tables[d].iter().enumerate().all(|(i, t)| t[..] == [(i, 1.0)]);
-    let axes: Vec<usize> = (0..x.rank()).filter(|d| !identity(*d)).collect();
     // Passes go through two scratch tensors of the largest size that any of them has.
     let mut shape = x.shape.to_vec();
     let mut passes = Vec::new();
     let mut largest = 0;
-    for (i, d) in axes.iter().enumerate() {
-        let (outer, inner) =
-            (shape[..*d].iter().product::<usize>(), shape[d + 1..].iter().product::<usize>());
-        shape[*d] = out[*d];
-        if i + 1 < axes.len() {
-            largest = largest.max(checked_len(DType::F32, &shape)?);
+    let count = tables.iter().flatten().count();
+    for (d, table) in tables.into_iter().enumerate() {
+        let Some(table) = table else { continue };
+        let (outer, inner) = (shape[..d].iter().product::<usize>(), shape[d + 1..].iter().product::<usize>());
+        shape[d] = out[d];
+        // Also the last, whose products are part of the loops.
+        let len = checked_len(DType::F32, &shape)?;
+        if passes.len() + 1 < count {
+            largest = largest.max(len);
         }
-        passes.push(Pass { outer, input: x.shape[*d], inner, table: tables[*d].clone() });
+        passes.push(Pass { outer, input: x.shape[d], inner, table });
     }
     let extrapolation = resize.extrapolation;
+    let table_bytes = passes.iter().map(|pass| pass.table.bytes()).sum();
     let run = move |io: &mut crate::exec::io::Io<'_>| {
         let (x, out, scratch) = (io.input::<f32>(0), io.take::<f32>(0), io.take::<f32>(1));
         let (mut from, mut to) = scratch.split_at_mut(largest);
@@ -272,8 +311,8 @@ pub fn lower(ins: Facts<'_>, resize: &Resize) -> Result<Lowered, OpError> {
         last.run(if before.is_empty() { x } else { from }, out, extrapolation);
         Ok(())
     };
-    let bytes = 2 * largest * size_of::<f32>();
-    Ok(Lowered::new("resize", run).with_scratch(bytes))
+    let bytes = largest.saturating_mul(2 * size_of::<f32>());
+    Ok(Lowered::new("resize", run).with_scratch(bytes).with_tables(table_bytes))
 }
 
 /// One axis resampled.
@@ -281,18 +320,19 @@ struct Pass {
     outer: usize,
     input: usize,
     inner: usize,
-    table: Vec<Vec<(usize, f32)>>,
+    table: Table,
 }
 
 impl Pass {
     fn run(&self, x: &[f32], out: &mut [f32], extrapolation: f32) {
         for o in 0..self.outer {
-            for (i, taps) in self.table.iter().enumerate() {
+            for i in 0..self.table.ends.len() {
+                let taps = self.table.of(i);
                 for j in 0..self.inner {
-                    let at = |k: usize| x[(o * self.input + k) * self.inner + j];
-                    out[(o * self.table.len() + i) * self.inner + j] = match taps[..] {
+                    let at = |k: u32| x[(o * self.input + k as usize) * self.inner + j];
+                    out[(o * self.table.ends.len() + i) * self.inner + j] = match *taps {
                         [] => extrapolation,
-                        [(k, _)] if taps[0].1 == 1.0 => at(k),
+                        [(k, 1.0)] => at(k),
                         _ => taps.iter().fold(0.0, |sum, (k, weight)| at(*k).mul_add(*weight, sum)),
                     };
                 }
@@ -301,20 +341,29 @@ impl Pass {
     }
 }
 
-fn nearest(shape: &[usize], bytes: usize, tables: &[Vec<Vec<(usize, f32)>>]) -> Lowered {
-    let strides = super::fact::strides_of(shape);
-    let index: Vec<Vec<usize>> =
-        tables.iter().zip(strides).map(|(t, s)| t.iter().map(|taps| taps[0].0 * s).collect()).collect();
-    Lowered::new("resize", move |io| {
+/// By nearest, of any type.
+fn nearest(shape: &[usize], bytes: usize, alongs: &[Along], tables: &[Option<Table>]) -> Lowered {
+    // For each axis: how long it is, from an index of x to the next in elements, and which index of x is read.
+    let from = |table: &Table| -> Vec<u32> { (0..table.ends.len()).map(|o| table.of(o)[0].0).collect() };
+    let axes: Vec<(usize, usize, Option<Vec<u32>>)> = alongs
+        .iter()
+        .zip(super::fact::strides_of(shape))
+        .zip(tables)
+        .map(|((along, stride), table)| (along.output, stride, table.as_ref().map(from)))
+        .collect();
+    let table_bytes = axes.iter().flat_map(|(_, _, from)| from).map(|from| size_of_val(&from[..])).sum();
+    let run = move |io: &mut crate::exec::io::Io<'_>| {
         let (x, out) = (io.bytes(0), io.take_bytes(0));
         for (i, out) in out.chunks_exact_mut(bytes).enumerate() {
             let (mut rest, mut at) = (i, 0);
-            for table in index.iter().rev() {
-                at += table[rest % table.len()];
-                rest /= table.len();
+            for (len, stride, from) in axes.iter().rev() {
+                let place = rest % len;
+                at += from.as_ref().map_or(place, |from| from[place] as usize) * stride;
+                rest /= len;
             }
             out.copy_from_slice(&x[at * bytes..(at + 1) * bytes]);
         }
         Ok(())
-    })
+    };
+    Lowered::new("resize", run).with_tables(table_bytes)
 }

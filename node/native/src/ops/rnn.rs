@@ -130,11 +130,17 @@ pub struct Sizes {
 /// The sizes, checked.
 pub fn sizes(ins: Facts<'_>, rnn: &Rnn) -> Result<Sizes, OpError> {
     let x = ins.typed(0, &[DType::F32])?;
-    let (w, r) = (ins.typed(1, &[DType::F32])?, ins.typed(2, &[DType::F32])?);
+    ins.typed(1, &[DType::F32])?;
+    let r = ins.typed(2, &[DType::F32])?;
     let &[first, second, features] = x.shape else {
         return Err(OpError::Shape(format!("a recurrent layer of {:?}", x.shape)));
     };
     let (length, batch) = if rnn.batch_first { (second, first) } else { (first, second) };
+    // Ahead of all products with it: the weights are as large as the state is wide.
+    if r.shape.last() != Some(&rnn.hidden) {
+        let refusal = format!("a state of {} and recurrent weights {:?}", rnn.hidden, r.shape);
+        return Err(OpError::Shape(refusal));
+    }
     let (gates, hidden, directions) = (rnn.cell.gates() * rnn.hidden, rnn.hidden, rnn.directions.len());
     let state = if rnn.batch_first { [batch, directions, hidden] } else { [directions, batch, hidden] };
     let expected: [(usize, &[usize]); 6] = [
@@ -145,7 +151,6 @@ pub fn sizes(ins: Facts<'_>, rnn: &Rnn) -> Result<Sizes, OpError> {
         (6, &state),
         (7, &[directions, 3 * hidden]),
     ];
-    let _ = (w, r);
     for (index, shape) in expected {
         if ins.get(index).is_some() && ins.typed(index, &[DType::F32])?.shape != shape {
             let found = ins.need(index)?.shape;

@@ -6,31 +6,49 @@ use crate::error::OpError;
 use crate::tensor::{DType, Tensor};
 
 /// `Reshape`.
+///
+/// A dimension that is copied stands on both sides, so it does not count towards the one that is left open, even where it
+/// is nought: `[0, 48, -1]` gives an empty batch the dimensions of any other. ONNX says nothing about it; newer versions of
+/// ONNX Runtime do the same. Where more is nought than what is copied, nothing tells the open dimension: an error.
 pub fn infer_reshape(ins: Facts<'_>, allow_zero: bool) -> Result<Vec<Out>, OpError> {
     let (x, wanted) = (ins.need(0)?, ins.need_ints(1)?);
+    let refuse = || OpError::Shape(format!("{:?} becomes {wanted:?}", x.shape));
     let mut shape = Vec::with_capacity(wanted.len());
     let mut inferred = None;
+    // What the open dimension is inferred from: both sides without the empty dimensions that are copied.
+    let (mut left, mut known) = (x.shape.to_vec(), Vec::with_capacity(wanted.len()));
     for (i, dim) in wanted.iter().enumerate() {
-        shape.push(match dim {
+        let size = match dim {
             0 if !allow_zero => {
-                *x.shape.get(i).ok_or_else(|| OpError::Shape(format!("dimension {i} of {:?}", x.shape)))?
+                let copied = left
+                    .get_mut(i)
+                    .ok_or_else(|| OpError::Shape(format!("dimension {i} of {:?}", x.shape)))?;
+                if *copied == 0 {
+                    *copied = 1;
+                    shape.push(0);
+                    continue;
+                }
+                *copied
             }
             -1 if inferred.is_none() => {
                 inferred = Some(i);
                 1
             }
             dim => usize::try_from(*dim).map_err(|_| OpError::Shape(format!("reshape to {wanted:?}")))?,
-        });
+        };
+        shape.push(size);
+        known.push(size);
     }
-    let rest = checked_len(x.dtype, &shape)?;
     if let Some(i) = inferred {
-        if rest == 0 || x.len() % rest != 0 {
-            return Err(OpError::Shape(format!("{:?} becomes {wanted:?}", x.shape)));
+        let (rest, all) = (checked_len(x.dtype, &known)?, checked_len(x.dtype, &left)?);
+        let ambiguous = rest == 0 || (all == 0 && shape.contains(&0));
+        if ambiguous || all % rest != 0 {
+            return Err(refuse());
         }
-        shape[i] = x.len() / rest;
+        shape[i] = all / rest;
     }
     if checked_len(x.dtype, &shape)? != x.len() {
-        return Err(OpError::Shape(format!("{:?} becomes {wanted:?}", x.shape)));
+        return Err(refuse());
     }
     Ok(vec![Out::new(x.dtype, shape)])
 }

@@ -7,16 +7,17 @@ use crate::ops::{Op, Target};
 
 /// Folds constants, up to [`Limits::folded_bytes_max`] in all.
 pub fn constants(graph: &mut Graph, limits: Limits, target: Target) {
-    let context = interpret::Context { bytes_max: limits.folded_bytes_max, cancelled: &|| false, target };
     let mut made: u64 = 0;
     for at in 0..graph.nodes.len() {
         let node = &graph.nodes[at];
         let known = !node.inputs.is_empty()
             && !matches!(node.op, Op::If { .. })
             && node.inputs.iter().flatten().all(|id| graph.data(*id).is_some());
-        if !known || made > limits.folded_bytes_max {
+        if !known {
             continue;
         }
+        let bytes_max = limits.folded_bytes_max.saturating_sub(made);
+        let context = interpret::Context { bytes_max, cancelled: &|| false, target };
         let inputs: Vec<_> = node.inputs.iter().map(|id| id.and_then(|id| graph.data(id))).collect();
         let Ok(results) = interpret::node(node, &inputs, &[], context) else { continue };
         let outputs = node.outputs.clone();

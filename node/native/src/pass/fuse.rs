@@ -5,6 +5,7 @@
 use roost_kernels::Activation;
 
 use crate::graph::ir::{Graph, Node, ValueId};
+use crate::graph::linked::Linked;
 use crate::ops::Op;
 use crate::ops::elementwise::{Binary, Unary};
 use crate::ops::fact::Out;
@@ -15,11 +16,10 @@ use crate::tensor::DType;
 /// Fuses what follows products and convolutions.
 pub fn epilogues(graph: &mut Graph) {
     linears(graph);
-    let mut at = 0;
-    while at < graph.nodes.len() {
+    let mut linked = Linked::new(graph);
+    for at in 0..linked.nodes.len() {
         // Grow the operator at `at` forwards while its only reader can join it.
-        while step(graph, at) {}
-        at += 1;
+        while step(&mut linked, at) {}
     }
     let mut live = graph
         .nodes
@@ -67,19 +67,8 @@ fn shape<'a>(graph: &'a Graph, node: &Node, index: usize) -> Option<&'a Out> {
     graph.values[id.index()].out.as_ref()
 }
 
-/// The one node that reads a value, if nothing else does.
-fn only_reader(graph: &Graph, id: ValueId) -> Option<usize> {
-    if graph.outputs.contains(&id) {
-        return None;
-    }
-    let mut readers = graph.nodes.iter().enumerate().filter(|(_, node)| node.inputs.contains(&Some(id)));
-    let (at, node) = readers.next()?;
-    let once = node.inputs.iter().filter(|input| **input == Some(id)).count() == 1;
-    (readers.next().is_none() && once).then_some(at)
-}
-
 /// Joins the only reader of the node at `at` into it; whether it did.
-fn step(graph: &mut Graph, at: usize) -> bool {
+fn step(graph: &mut Linked<'_>, at: usize) -> bool {
     let node = &graph.nodes[at];
     let (Op::Linear(Linear { activation, .. })
     | Op::ConvImage(crate::ops::image::ConvImage { activation, .. })) = &node.op
@@ -90,14 +79,14 @@ fn step(graph: &mut Graph, at: usize) -> bool {
         return false;
     }
     let Some(y) = node.outputs.first().copied().flatten() else { return false };
-    let Some(reader) = only_reader(graph, y) else { return false };
+    let Some(reader) = graph.only_reader(y) else { return false };
     let Some(out) = graph.values[y.index()].out.clone() else { return false };
     let next = &graph.nodes[reader];
     let (mut op, mut inputs) = (node.op.clone(), node.inputs.clone());
     let free = |inputs: &[Option<ValueId>], i: usize| inputs.get(i).copied().flatten().is_none();
     match &next.op {
         Op::Binary(Binary::Add) => {
-            let other = if next.inputs[0] == Some(y) { next.inputs[1] } else { next.inputs[0] };
+            let other = if next.input(0) == Some(y) { next.input(1) } else { next.input(0) };
             let Some(other) = other else { return false };
             let Some(added) = graph.values[other.index()].out.clone() else { return false };
             let columns = out.shape.last().copied().unwrap_or(1);
@@ -137,10 +126,12 @@ fn step(graph: &mut Graph, at: usize) -> bool {
         _ => return false,
     }
     let outputs = graph.nodes[reader].outputs.clone();
-    graph.nodes[reader].outputs = vec![None];
-    graph.nodes[reader].inputs.clear();
-    let node = &mut graph.nodes[at];
-    (node.op, node.inputs, node.outputs) = (op, inputs, outputs);
+    // It is left without a part in anything.
+    let joined = next.op.clone();
+    graph.rewrite(reader, joined, Vec::new());
+    graph.give(reader, vec![None]);
+    graph.rewrite(at, op, inputs);
+    graph.give(at, outputs);
     true
 }
 

@@ -233,7 +233,7 @@ impl Turner<'_> {
 
     /// Two operands: images follow each other, constants are turned.
     fn binary(&mut self, node: &Node) -> bool {
-        let (Some(a), Some(b)) = (node.inputs[0], node.inputs[1]) else { return false };
+        let (Some(a), Some(b)) = (node.input(0), node.input(1)) else { return false };
         if ![a, b].iter().any(|id| self.twins.contains_key(id)) {
             return false;
         }

@@ -8,6 +8,7 @@
 //! - Another step, or a ReLU, is a table over bytes: both roundings stay, so results are those of the float form.
 
 use crate::graph::ir::{Graph, Node, ValueId};
+use crate::graph::linked::Linked;
 use crate::ops::Op;
 use crate::ops::elementwise::Unary;
 use crate::ops::pool::Pool;
@@ -19,16 +20,18 @@ pub fn integers(graph: &mut Graph) {
     for at in 0..graph.nodes.len() {
         qlinear_conv(graph, at);
     }
+    let graph = &mut Linked::new(graph);
     // Each rule looks at a quantise and what is before it; rules feed each other in graph order.
     for at in 0..graph.nodes.len() {
-        if matches!(graph.nodes[at].op, Op::Quantize { .. }) {
-            quantize(graph, at);
+        let mut next = matches!(graph.nodes[at].op, Op::Quantize { .. }).then_some(at);
+        while let Some(at) = next {
+            next = quantize(graph, at);
         }
     }
 }
 
 /// The step of a quantise or dequantise.
-fn step(graph: &Graph, node: &Node) -> Option<Step> {
+fn step(graph: &Linked<'_>, node: &Node) -> Option<Step> {
     let default = match &node.op {
         Op::Quantize { scales, to } if scales.block == 0 => to.unwrap_or(DType::U8),
         Op::Dequantize { scales } if scales.block == 0 => DType::U8,
@@ -43,47 +46,40 @@ fn step(graph: &Graph, node: &Node) -> Option<Step> {
     Step::new(graph.input_data(node, 1)?, zero, default)
 }
 
-/// The node that makes a value.
-fn producer(graph: &Graph, id: ValueId) -> Option<usize> {
-    graph.nodes.iter().position(|node| node.outputs.contains(&Some(id)))
-}
-
-/// Whether a value has one reader and is no output.
-fn read_once(graph: &Graph, id: ValueId) -> bool {
-    let reads =
-        graph.nodes.iter().flat_map(|node| node.inputs.iter().flatten()).filter(|read| **read == id).count();
-    reads == 1 && !graph.outputs.contains(&id)
-}
-
 /// What a value is dequantised from, if a dequantise with one step makes it.
-fn dequantized(graph: &Graph, id: ValueId) -> Option<(ValueId, Step)> {
-    let node = &graph.nodes[producer(graph, id)?];
+fn dequantized(graph: &Linked<'_>, id: ValueId) -> Option<(ValueId, Step)> {
+    let node = &graph.nodes[graph.maker(id)?];
     matches!(node.op, Op::Dequantize { .. }).then_some(())?;
-    Some((node.inputs[0]?, step(graph, node)?))
+    Some((node.input(0)?, step(graph, node)?))
 }
 
-/// One quantise: looks at what it quantises.
-fn quantize(graph: &mut Graph, at: usize) -> Option<()> {
+/// One quantise: looks at what it quantises. Where it goes before that, the quantise to look at next.
+fn quantize(graph: &mut Linked<'_>, at: usize) -> Option<usize> {
     let to = step(graph, &graph.nodes[at])?;
-    let x = graph.nodes[at].inputs[0]?;
+    let x = graph.nodes[at].input(0)?;
     if let Some((bytes, from)) = dequantized(graph, x) {
-        return restep(graph, at, bytes, from, to, false);
-    }
-    let before = producer(graph, x)?;
-    if !read_once(graph, x) {
+        restep(graph, at, bytes, from, to, false);
         return None;
     }
+    let before = graph.maker(x)?;
+    graph.only_reader(x)?;
     let node = graph.nodes[before].clone();
     match &node.op {
-        Op::Conv { .. } => conv(graph, at, before, to, false),
+        Op::Conv { .. } => {
+            conv(graph, at, before, to, false);
+        }
         Op::Unary(Unary::Relu) => {
-            let input = node.inputs[0]?;
+            let input = node.input(0)?;
             if let Some((bytes, from)) = dequantized(graph, input) {
-                return restep(graph, at, bytes, from, to, true);
+                restep(graph, at, bytes, from, to, true);
+                return None;
             }
-            let conv_at = producer(graph, input)?;
-            let is_conv = matches!(graph.nodes[conv_at].op, Op::Conv { .. }) && read_once(graph, input);
-            if is_conv { conv(graph, at, conv_at, to, true) } else { None }
+            let conv_at = graph.maker(input)?;
+            let is_conv =
+                matches!(graph.nodes[conv_at].op, Op::Conv { .. }) && graph.only_reader(input).is_some();
+            if is_conv {
+                conv(graph, at, conv_at, to, true);
+            }
         }
         Op::Pool { pool: Pool::Max { .. }, .. }
         | Op::Reshape { .. }
@@ -95,27 +91,30 @@ fn quantize(graph: &mut Graph, at: usize) -> Option<()> {
             if node.outputs[1..].iter().any(Option::is_some) {
                 return None;
             }
-            let Some((bytes, from)) = dequantized(graph, node.inputs[0]?) else {
-                return hoist(graph, at, &node);
+            let Some((bytes, from)) = dequantized(graph, node.input(0)?) else {
+                return hoist(graph, at, before);
             };
             if from != to {
-                return hoist(graph, at, &node);
+                return hoist(graph, at, before);
             }
             let mut inputs = node.inputs.clone();
             inputs[0] = Some(bytes);
-            graph.nodes[at].op = node.op;
-            graph.nodes[at].inputs = inputs;
-            Some(())
+            graph.rewrite(at, node.op, inputs);
         }
-        Op::Concat { axis } => concat(graph, at, &node, *axis, to),
-        _ => None,
+        Op::Concat { axis } => {
+            concat(graph, at, &node, *axis, to);
+        }
+        _ => {}
     }
+    None
 }
 
-/// Quantising is monotone: it goes before a maximum or a move. Then it may join what is there.
-fn hoist(graph: &mut Graph, at: usize, node: &Node) -> Option<()> {
-    let x = node.inputs[0]?;
-    let before = producer(graph, x)?;
+/// Quantising is monotone: it goes before the maximum or the move at `moved`, whose only reader it is. Then it may join what is
+/// there.
+fn hoist(graph: &mut Linked<'_>, at: usize, moved: usize) -> Option<usize> {
+    let node = graph.nodes[moved].clone();
+    let x = node.input(0)?;
+    let before = graph.maker(x)?;
     let joins = matches!(
         graph.nodes[before].op,
         Op::Conv { .. }
@@ -124,46 +123,45 @@ fn hoist(graph: &mut Graph, at: usize, node: &Node) -> Option<()> {
             | Op::Dequantize { .. }
             | Op::Pool { .. }
     );
-    if !joins || !(read_once(graph, x) || matches!(graph.nodes[before].op, Op::Dequantize { .. })) {
+    if !joins || !(graph.only_reader(x).is_some() || matches!(graph.nodes[before].op, Op::Dequantize { .. }))
+    {
         return None;
     }
-    let bytes = graph.value("");
+    let bytes = graph.value();
     let mut quantize = graph.nodes[at].clone();
     quantize.inputs[0] = Some(x);
     quantize.outputs = vec![Some(bytes)];
-    graph.nodes.push(quantize);
-    let new = graph.nodes.len() - 1;
+    let new = graph.push(quantize);
     let mut inputs = node.inputs.clone();
     inputs[0] = Some(bytes);
-    graph.nodes[at].op = node.op.clone();
-    graph.nodes[at].inputs = inputs;
-    self::quantize(graph, new);
-    Some(())
+    graph.rewrite(at, node.op.clone(), inputs);
+    // What it was is left without a part in anything, so that the quantise is the only reader of its input.
+    graph.rewrite(moved, node.op, Vec::new());
+    graph.give(moved, vec![None]);
+    Some(new)
 }
 
 /// Bytes of one step become bytes of another, after a ReLU or not: in the convolution that made them, else by a table.
-fn restep(graph: &mut Graph, at: usize, bytes: ValueId, from: Step, to: Step, relu: bool) -> Option<()> {
+fn restep(graph: &mut Linked<'_>, at: usize, bytes: ValueId, from: Step, to: Step, relu: bool) -> Option<()> {
     let output = graph.nodes[at].outputs[0]?;
     if from == to && !relu {
-        graph.nodes[at].op = Op::Identity;
-        graph.nodes[at].inputs = vec![Some(bytes)];
+        graph.rewrite(at, Op::Identity, vec![Some(bytes)]);
         return Some(());
     }
     // With one step on both sides a ReLU is a bound, and nothing is rounded twice.
-    if let Some(made) = producer(graph, bytes)
+    if let Some(made) = graph.maker(bytes)
         && from == to
         && matches!(graph.nodes[made].op, Op::QConv(_))
         && reads_of_bytes_are_one(graph, bytes, at)
     {
-        if let Op::QConv(conv) = &mut graph.nodes[made].op {
+        if let Op::QConv(conv) = graph.op_mut(made) {
             conv.low = conv.low.max(to.zero);
             conv.high = conv.high.max(conv.low);
         }
         // The convolution now makes the quantise's output; it stays where it is, before all readers.
-        graph.nodes[made].outputs[0] = Some(output);
-        graph.nodes[at].op = Op::Identity;
-        graph.nodes[at].inputs = vec![Some(output)];
-        graph.nodes[at].outputs = vec![None];
+        graph.rewrite(at, Op::Identity, vec![Some(output)]);
+        graph.give(at, vec![None]);
+        graph.give(made, vec![Some(output)]);
         return Some(());
     }
     table(graph, at, bytes, from, to, relu);
@@ -171,15 +169,10 @@ fn restep(graph: &mut Graph, at: usize, bytes: ValueId, from: Step, to: Step, re
 }
 
 /// Whether bytes are read by one dequantise only, and its result by nothing but what leads to the quantise at `at`.
-fn reads_of_bytes_are_one(graph: &Graph, bytes: ValueId, at: usize) -> bool {
+fn reads_of_bytes_are_one(graph: &Linked<'_>, bytes: ValueId, at: usize) -> bool {
     let mut value = bytes;
     loop {
-        if !read_once(graph, value) {
-            return false;
-        }
-        let Some(reader) = graph.nodes.iter().position(|node| node.inputs.contains(&Some(value))) else {
-            return false;
-        };
+        let Some(reader) = graph.only_reader(value) else { return false };
         if reader == at {
             return true;
         }
@@ -191,19 +184,18 @@ fn reads_of_bytes_are_one(graph: &Graph, bytes: ValueId, at: usize) -> bool {
 }
 
 /// The node at `at` becomes a table from bytes of one step to bytes of another.
-fn table(graph: &mut Graph, at: usize, bytes: ValueId, from: Step, to: Step, relu: bool) {
+fn table(graph: &mut Linked<'_>, at: usize, bytes: ValueId, from: Step, to: Step, relu: bool) {
     let entry = |byte: u8| {
         let byte = if from.dtype == DType::I8 { i32::from(byte as i8) } else { i32::from(byte) };
         let value = from.value(byte);
         to.byte(if relu && value < 0.0 { 0.0 } else { value }) as u8
     };
     let entries = (0..=255).map(entry).collect();
-    graph.nodes[at].op = Op::Table(Table { entries, to: to.dtype });
-    graph.nodes[at].inputs = vec![Some(bytes)];
+    graph.rewrite(at, Op::Table(Table { entries, to: to.dtype }), vec![Some(bytes)]);
 }
 
 /// A concat of dequantised values, quantised: a concat of bytes, each brought to the result's step.
-fn concat(graph: &mut Graph, at: usize, node: &Node, axis: i64, to: Step) -> Option<()> {
+fn concat(graph: &mut Linked<'_>, at: usize, node: &Node, axis: i64, to: Step) -> Option<()> {
     let parts: Option<Vec<_>> = node.inputs.iter().map(|id| dequantized(graph, (*id)?)).collect();
     let mut inputs = Vec::new();
     let name = graph.nodes[at].name.clone();
@@ -212,35 +204,38 @@ fn concat(graph: &mut Graph, at: usize, node: &Node, axis: i64, to: Step) -> Opt
         if from == to {
             inputs.push(Some(bytes));
         } else {
-            let made = graph.value("");
+            let made = graph.value();
             tables.push((made, bytes, from));
             inputs.push(Some(made));
         }
     }
-    graph.nodes[at].op = Op::Concat { axis };
-    graph.nodes[at].inputs = inputs;
+    graph.rewrite(at, Op::Concat { axis }, inputs);
     for (made, bytes, from) in tables {
         let node =
             Node { op: Op::Identity, inputs: Vec::new(), outputs: vec![Some(made)], name: name.clone() };
-        graph.nodes.push(node);
-        let last = graph.nodes.len() - 1;
+        let last = graph.push(node);
         table(graph, last, bytes, from, to, false);
     }
     Some(())
 }
 
 /// A float convolution between quantised values.
-fn conv(graph: &mut Graph, at: usize, conv_at: usize, to: Step, relu: bool) -> Option<()> {
+fn conv(graph: &mut Linked<'_>, at: usize, conv_at: usize, to: Step, relu: bool) -> Option<()> {
     let node = graph.nodes[conv_at].clone();
     let Op::Conv { window, group } = &node.op else { return None };
-    let (x, x_step) = dequantized(graph, node.inputs[0]?)?;
-    let (weights, w_scales) = weights(graph, node.inputs[1]?)?;
+    let (x, x_step) = dequantized(graph, node.input(0)?)?;
+    let (weights, w_scales) = weights(graph, node.input(1)?)?;
     let filters = weights.shape()[0];
     let scale_of = |m: usize| x_step.scale * w_scales[if w_scales.len() == 1 { 0 } else { m }];
     let bias = match node.inputs.get(2).copied().flatten() {
         None => None,
         Some(id) => Some(integer_bias(graph, id, filters, scale_of)?),
     };
+    if !(0..filters).all(|m| is_step(scale_of(m)) && is_step(scale_of(m) / to.scale))
+        || !sums_fit(&weights, bias.as_ref())
+    {
+        return None;
+    }
     let scales = (0..w_scales.len()).map(|m| scale_of(m) / to.scale).collect();
     let (least, high) = to.range();
     let low = if relu { to.zero.max(least) } else { least };
@@ -248,6 +243,7 @@ fn conv(graph: &mut Graph, at: usize, conv_at: usize, to: Step, relu: bool) -> O
     let qconv = QConv {
         window,
         group,
+        from: x_step.dtype,
         x_zero: x_step.zero,
         scales,
         to: to.dtype,
@@ -260,14 +256,13 @@ fn conv(graph: &mut Graph, at: usize, conv_at: usize, to: Step, relu: bool) -> O
     if let Some(bias) = bias {
         inputs.push(Some(graph.constant(bias)));
     }
-    graph.nodes[at].op = Op::QConv(qconv);
-    graph.nodes[at].inputs = inputs;
+    graph.rewrite(at, Op::QConv(qconv), inputs);
     Some(())
 }
 
 /// Weights as `i8` around zero, with their scales: one, or one per filter.
-fn weights(graph: &Graph, id: ValueId) -> Option<(Tensor, Vec<f32>)> {
-    let node = &graph.nodes[producer(graph, id)?];
+fn weights(graph: &Linked<'_>, id: ValueId) -> Option<(Tensor, Vec<f32>)> {
+    let node = &graph.nodes[graph.maker(id)?];
     let Op::Dequantize { scales } = &node.op else { return None };
     let (bytes, scale) = (graph.input_data(node, 0)?, graph.input_data(node, 1)?);
     let zeros = match node.inputs.get(2).copied().flatten() {
@@ -302,16 +297,16 @@ fn around_zero(bytes: &Tensor, zeros: Option<&Tensor>) -> Option<Tensor> {
 
 /// The bias in units of the sums: `i32` as quantised with that scale, or floats rounded to it.
 fn integer_bias(
-    graph: &Graph,
+    graph: &Linked<'_>,
     id: ValueId,
     filters: usize,
     scale_of: impl Fn(usize) -> f32,
 ) -> Option<Tensor> {
-    let (values, scales) = match graph.data(id) {
-        Some(floats) if floats.dtype() == DType::F32 => (floats.floats(), None),
+    let values: Vec<f32> = match graph.data(id) {
+        Some(floats) if floats.dtype() == DType::F32 => floats.floats(),
         Some(_) => return None,
         None => {
-            let node = &graph.nodes[producer(graph, id)?];
+            let node = &graph.nodes[graph.maker(id)?];
             matches!(node.op, Op::Dequantize { .. }).then_some(())?;
             let (bias, scale) = (graph.input_data(node, 0)?, graph.input_data(node, 1)?);
             let plain = match node.inputs.get(2).copied().flatten() {
@@ -330,18 +325,36 @@ fn integer_bias(
             if (0..filters).all(|m| (scale_at(m) - scale_of(m)).abs() <= 1e-5 * scale_of(m)) {
                 return Some(bias.aligned());
             }
-            let values =
-                bias.values::<i32>().iter().enumerate().map(|(m, v)| *v as f32 * scale_at(m)).collect();
-            (values, Some(()))
+            bias.values::<i32>().iter().enumerate().map(|(m, v)| *v as f32 * scale_at(m)).collect()
         }
     };
-    let _ = scales;
     if values.len() != filters {
         return None;
     }
-    let bias: Vec<i32> =
-        values.iter().enumerate().map(|(m, v)| (v / scale_of(m)).round_ties_even() as i32).collect();
+    // What a sum cannot hold stays in floats.
+    let sum = |(m, value): (usize, &f32)| {
+        let sum = (value / scale_of(m)).round_ties_even();
+        (sum.abs() <= SUM_MAX as f32).then_some(sum as i32)
+    };
+    let bias: Vec<i32> = values.iter().enumerate().map(sum).collect::<Option<_>>()?;
     Some(Tensor::of(&[filters], &bias))
+}
+
+/// Whether products with it keep what they stand for.
+fn is_step(scale: f32) -> bool {
+    scale.is_normal() && scale > 0.0
+}
+
+/// Bounds of a sum that no rounding to f32 takes over the edge of i32.
+const SUM_MAX: i64 = i32::MAX as i64 - (1 << 8);
+
+/// Whether no sum of a convolution leaves i32: the float form does not wrap.
+fn sums_fit(weights: &Tensor, bias: Option<&Tensor>) -> bool {
+    let products: usize = weights.shape()[1..].iter().product();
+    // A byte less its zero point, by a weight.
+    let largest = (products as i64).saturating_mul(255 * 128);
+    let bias = bias.and_then(Tensor::ints).unwrap_or_default();
+    bias.iter().map(|bias| bias.abs()).max().unwrap_or(0).saturating_add(largest) <= SUM_MAX
 }
 
 /// `QLinearConv` with constant scales and weights around zero.
@@ -351,8 +364,18 @@ fn qlinear_conv(graph: &mut Graph, at: usize) -> Option<()> {
     let data = |i: usize| graph.input_data(&node, i);
     let x_step = Step::new(data(1)?, Some(data(2)?), DType::U8)?;
     let to = Step::new(data(6)?, Some(data(7)?), DType::U8)?;
+    // What is refused when shapes are bound is not rewritten into something that is not.
     let (bytes, scale) = (data(3)?, data(4)?);
-    if bytes.shape().len() != 4 || !(scale.len() == 1 || scale.len() == bytes.shape()[0]) {
+    let filters = *bytes.shape().first()?;
+    let bias = node.input(8);
+    let bias_fits = match bias {
+        None => true,
+        Some(id) => {
+            graph.data(id).is_some_and(|bias| bias.dtype() == DType::I32 && bias.shape() == [filters])
+        }
+    };
+    let scale_fits = scale.dtype() == DType::F32 && (scale.len() == 1 || scale.len() == filters);
+    if bytes.shape().len() != 4 || !scale_fits || !bias_fits {
         return None;
     }
     let weights = around_zero(bytes, data(5))?;
@@ -362,6 +385,7 @@ fn qlinear_conv(graph: &mut Graph, at: usize) -> Option<()> {
     let qconv = QConv {
         window,
         group,
+        from: x_step.dtype,
         x_zero: x_step.zero,
         scales,
         to: to.dtype,
@@ -370,12 +394,8 @@ fn qlinear_conv(graph: &mut Graph, at: usize) -> Option<()> {
         high,
         nhwc: false,
     };
-    let mut inputs = vec![node.inputs[0], Some(graph.constant(weights))];
-    match node.inputs.get(8).copied().flatten() {
-        None => {}
-        Some(bias) if graph.data(bias).is_some() => inputs.push(Some(bias)),
-        Some(_) => return None,
-    }
+    let mut inputs = vec![node.input(0), Some(graph.constant(weights))];
+    inputs.extend(bias.map(Some));
     graph.nodes[at].op = Op::QConv(qconv);
     graph.nodes[at].inputs = inputs;
     Some(())

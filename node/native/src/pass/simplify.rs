@@ -33,21 +33,24 @@ pub fn batch_norms(graph: &mut Graph) {
 fn fold_norm(graph: &mut Graph, at: usize, producers: &[Option<usize>], uses: &[u32]) -> Option<()> {
     let node = graph.nodes[at].clone();
     let Op::BatchNorm { epsilon, training: false, .. } = node.op else { return None };
-    let x = node.inputs[0]?;
+    let x = node.input(0)?;
     let conv = producer(graph, producers, Some(x))?;
     if !matches!(graph.nodes[conv].op, Op::Conv { .. }) || uses[x.index()] != 1 {
         return None;
     }
-    let inputs = graph.nodes[conv].inputs.clone();
-    let weights = graph.data(inputs[1]?).filter(|w| w.dtype() == DType::F32)?.clone();
-    let old_bias = match inputs.get(2).copied().flatten() {
-        None => None,
-        Some(id) => Some(graph.data(id)?.floats()),
-    };
-    let [scale, bias, mean, variance] = [1, 2, 3, 4].map(|i| graph.input_data(&node, i).map(Tensor::floats));
-    let (scale, bias, mean, variance) = (scale?, bias?, mean?, variance?);
+    let [image, weights, old_bias] = [0, 1, 2].map(|i| graph.nodes[conv].input(i));
+    // Nothing has looked at types and shapes yet.
+    let floats = |id: Option<ValueId>| graph.data(id?).filter(|tensor| tensor.dtype() == DType::F32);
+    let weights = floats(weights)?.clone();
     let filters = *weights.shape().first()?;
-    if [&scale, &bias, &mean, &variance].iter().any(|list| list.len() != filters) || filters == 0 {
+    let list = |id| floats(id).map(Tensor::floats).filter(|list| list.len() == filters);
+    let old_bias = match old_bias {
+        None => None,
+        Some(id) => Some(list(Some(id))?),
+    };
+    let [scale, bias, mean, variance] = [1, 2, 3, 4].map(|i| list(node.input(i)));
+    let (scale, bias, mean, variance) = (scale?, bias?, mean?, variance?);
+    if filters == 0 {
         return None;
     }
     let factor: Vec<f32> = scale.iter().zip(&variance).map(|(s, v)| s / (v + epsilon).sqrt()).collect();
@@ -60,7 +63,7 @@ fn fold_norm(graph: &mut Graph, at: usize, producers: &[Option<usize>], uses: &[
     let new_bias: Vec<f32> = (0..filters).map(|m| (old(m) - mean[m]).mul_add(factor[m], bias[m])).collect();
     let weights = graph.constant(Tensor::of(weights.shape(), &values));
     let bias = graph.constant(Tensor::of(&[filters], &new_bias));
-    graph.nodes[conv].inputs = vec![inputs[0], Some(weights), Some(bias)];
+    graph.nodes[conv].inputs = vec![image, Some(weights), Some(bias)];
     // The convolution makes the normalised value; the values between are gone.
     graph.nodes[conv].outputs[0] = node.outputs[0];
     graph.nodes[at].outputs = vec![None];
@@ -79,10 +82,10 @@ pub fn gelus(graph: &mut Graph) {
     }
 }
 
-/// A constant single number near `wanted`.
+/// A constant number near `wanted`, without a dimension: one with dimensions may give them to what it meets.
 fn is_number(graph: &Graph, id: ValueId, wanted: f32) -> bool {
     graph.data(id).is_some_and(|t| {
-        t.dtype() == DType::F32 && t.len() == 1 && (t.floats()[0] - wanted).abs() < 1e-4 * wanted
+        t.dtype() == DType::F32 && t.shape().is_empty() && (t.floats()[0] - wanted).abs() < 1e-4 * wanted
     })
 }
 
@@ -107,7 +110,7 @@ fn gelu(graph: &Graph, at: usize, producers: &[Option<usize>], uses: &[u32]) -> 
     let bell = |id: ValueId| {
         let erf = made(beside(graph, made(id)?, Binary::Add, 1.0)?)?;
         matches!(graph.nodes[erf].op, Op::Unary(Unary::Erf)).then_some(())?;
-        let scaled = made(graph.nodes[erf].inputs[0]?)?;
+        let scaled = made(graph.nodes[erf].input(0)?)?;
         beside(graph, scaled, Binary::Div, std::f32::consts::SQRT_2)
             .or_else(|| beside(graph, scaled, Binary::Mul, std::f32::consts::FRAC_1_SQRT_2))
     };

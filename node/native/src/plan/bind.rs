@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use crate::error::{OpError, RunError};
-use crate::exec::interpret;
+use crate::exec::interpret::{self, extent};
 use crate::graph::ir::{Graph, Node, ValueId};
 use crate::onnx::import::Limits;
 use crate::ops::fact::{Fact, Facts, Out};
@@ -13,9 +13,15 @@ use crate::ops::{Op, Target, infer};
 /// Specialises `graph` for inputs of these types and shapes.
 ///
 /// # Errors
-/// [`RunError::Op`]; with [`OpError::Dynamic`] inside where a shape depends on data that comes with the run.
+/// [`RunError::Arena`] where an input alone takes more than an arena may; [`RunError::Op`], with [`OpError::Dynamic`] inside where a shape depends on data that comes with the run.
 pub fn bind(graph: &Graph, inputs: &[Out], limits: Limits, target: Target) -> Result<Graph, RunError> {
-    let mut binder = Binder { bound: Graph::default(), limits, target, folded_bytes: 0 };
+    let bytes_max = limits.arena_bytes_max;
+    if let Some(large) =
+        inputs.iter().map(|out| extent(out.dtype, &out.shape)).find(|x| *x > bytes_max.into())
+    {
+        return Err(RunError::Arena { bytes: u64::try_from(large).unwrap_or(u64::MAX), bytes_max });
+    }
+    let mut binder = Binder { bound: Graph::default(), limits, target };
     let mut map = HashMap::new();
     for (id, out) in graph.inputs.iter().zip(inputs) {
         let new = binder.bound.value(graph.values[id.index()].name.clone());
@@ -32,7 +38,6 @@ struct Binder {
     bound: Graph,
     limits: Limits,
     target: Target,
-    folded_bytes: u64,
 }
 
 impl Binder {
@@ -96,8 +101,8 @@ impl Binder {
         interpret::check_sizes(&outs, self.limits.arena_bytes_max).map_err(Failure::Op)?;
         let bytes: u64 = outs.iter().map(|out| out.bytes() as u64).sum();
         // What would not fit the limit is computed in every run instead.
-        if known && self.folded_bytes + bytes <= self.limits.folded_bytes_max {
-            self.folded_bytes += bytes;
+        if known && self.bound.folded_bytes + bytes <= self.limits.folded_bytes_max {
+            self.bound.folded_bytes += bytes;
             return self.fold(node, inputs, &outs);
         }
         let mut ids = Vec::with_capacity(outs.len());

@@ -58,6 +58,8 @@ pub struct Plan {
     pub outputs: Vec<(OutputAt, Out)>,
     /// Bytes of the arena.
     pub arena_bytes: usize,
+    /// Bytes of the constants that were computed from the shapes; of no other plan.
+    pub folded_bytes: u64,
 }
 
 /// Where a value's bytes are.
@@ -85,8 +87,11 @@ fn concats(graph: &Graph, places: &mut [Place]) -> Vec<bool> {
         let fits = |id: &Option<ValueId>| {
             let Some(id) = id else { return false };
             let producer = producers[id.index()].map(|at| &graph.nodes[at].op);
-            let strided =
-                matches!(producer, Some(Op::ConvImage(_) | Op::QConv(_) | Op::PoolImage(_) | Op::Table(_)));
+            let strided = match producer {
+                Some(Op::ConvImage(_) | Op::PoolImage(_) | Op::Table(_)) => true,
+                Some(Op::QConv(conv)) => conv.nhwc,
+                _ => false,
+            };
             strided && uses[id.index()] == 1
         };
         if out.is_empty() || !node.inputs.iter().all(fits) {
@@ -113,6 +118,7 @@ pub fn schedule(graph: &Graph, target: Target, limits: Limits) -> Result<Plan, R
         (0..graph.values.len()).map(|i| Place { root: ValueId(i as u32), offset: 0, stride: None }).collect();
     let joined = concats(graph, &mut places);
     let mut steps: Vec<(usize, Lowering)> = Vec::new();
+    let mut table_bytes: u128 = 0;
     for (index, node) in graph.nodes.iter().enumerate() {
         if joined[index] {
             continue;
@@ -129,6 +135,10 @@ pub fn schedule(graph: &Graph, target: Target, limits: Limits) -> Result<Plan, R
         }
         let stride = node.outputs[0].and_then(|id| places[id.index()].stride);
         let lowering = lowering(graph, node, stride, target).map_err(fail)?;
+        table_bytes += lowering.lowered.table_bytes as u128;
+        if table_bytes > limits.folded_bytes_max.into() {
+            return Err(fail(OpError::TooLarge { bytes: table_bytes, bytes_max: limits.folded_bytes_max }));
+        }
         steps.push((index, lowering));
     }
     layout(graph, &places, steps, limits)
@@ -225,7 +235,8 @@ fn layout(
         steps.push(builder.step(&graph.nodes[index], lowering, scratch));
     }
     let outputs = graph.outputs.iter().map(|id| builder.output(*id)).collect();
-    Ok(Plan { steps, consts: builder.consts, outputs, arena_bytes })
+    let folded_bytes = graph.folded_bytes;
+    Ok(Plan { steps, consts: builder.consts, outputs, arena_bytes, folded_bytes })
 }
 
 struct Builder<'a> {

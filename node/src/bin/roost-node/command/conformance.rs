@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
-use roost_native::compare::{Match, compare, read_tensors};
-use roost_native::conformance::{self, Outcome, TOLERANCE, names};
+use roost_native::conformance::{self, Outcome, names};
 use roost_protocol::manifest::EngineChoice;
 use serde::Serialize;
 
@@ -117,19 +116,6 @@ fn foreign(test: &Path) -> Outcome {
         Ok(subject) => subject,
         Err(error) => return Outcome::Unsupported(format!("{error:#}")),
     };
-    let mut run = || -> anyhow::Result<()> {
-        for data in (0..).map(|k| test.join(format!("test_data_set_{k}"))).take_while(|data| data.exists()) {
-            let found = subject.run(&read_tensors(&data, "input")?)?;
-            for (at, (found, expected)) in found.iter().zip(&read_tensors(&data, "output")?).enumerate() {
-                let matched = compare(found, expected, TOLERANCE);
-                anyhow::ensure!(
-                    matches!(matched, Match::Within { .. }),
-                    "{}, output {at}: {matched:?}",
-                    data.display()
-                );
-            }
-        }
-        Ok(())
-    };
-    run().map_or_else(|error| Outcome::Failed(format!("{error:#}")), |()| Outcome::Passed)
+    let done: anyhow::Result<()> = conformance::run_data_sets(test, |inputs| subject.run(inputs));
+    done.map_or_else(|error| Outcome::Failed(format!("{error:#}")), |()| Outcome::Passed)
 }

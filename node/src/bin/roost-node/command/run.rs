@@ -41,7 +41,7 @@ pub struct RunOptions {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: u32,
     /// Runs so often again, and prints latency, allocations and memory.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     repeat: u32,
     /// The native engine's kernels: scalar, avx2, avx512 or neon. Default: the fastest of this machine.
     #[arg(long)]
@@ -60,6 +60,9 @@ struct Report {
     isa: Option<&'static str>,
     batch_variant: Option<String>,
     threads: usize,
+    /// Why one thread runs though more were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_split: Option<String>,
     inputs: Vec<Value>,
     outputs: Vec<Value>,
     /// The SHA-256 of all output bytes, in order.
@@ -119,10 +122,17 @@ pub fn main(options: &RunOptions) -> anyhow::Result<Verdict> {
     let began = now();
     let found = subject.run(&inputs)?;
     let first_answer_us = micros(loaded + began.elapsed());
-    let mut split = match options.threads {
+    let split = match options.threads {
         1 => None,
-        threads => Split::over(&subject, &inputs, threads as usize, &found)?,
+        _ if subject.program().is_none() => {
+            anyhow::bail!(
+                "--threads splits rows over sessions of the native engine; this model runs on ONNX Runtime"
+            )
+        }
+        threads => Some(Split::over(&subject, &inputs, threads as usize, &found)),
     };
+    let not_split = split.as_ref().and_then(|split| split.as_ref().err().cloned());
+    let mut split = split.and_then(Result::ok);
     let repeat = match options.repeat {
         0 => None,
         runs => Some(measure(&mut subject, split.as_mut(), &inputs, runs)?),
@@ -133,6 +143,7 @@ pub fn main(options: &RunOptions) -> anyhow::Result<Verdict> {
         not_native: subject.not_native.clone(),
         isa: subject.program().map(|program| program.target().kernels.isa().name()),
         batch_variant: subject.program().and_then(|program| program.batch_variant().map(str::to_owned)),
+        not_split,
         threads: split.as_ref().map_or(1, Split::threads),
         inputs: values(&subject.inputs, &inputs),
         outputs: values(&subject.outputs, &found),
@@ -152,6 +163,11 @@ pub fn main(options: &RunOptions) -> anyhow::Result<Verdict> {
 /// The inputs, and what they should give.
 fn fed(options: &RunOptions, subject: &Subject) -> anyhow::Result<(Vec<Tensor>, Option<Vec<Tensor>>)> {
     let Some(folder) = &options.data else {
+        let has_rows = subject.inputs.iter().any(inputs::has_rows);
+        anyhow::ensure!(
+            options.batch.is_none_or(|rows| rows == 1) || has_rows,
+            "--batch: no input of this model has a free first dimension"
+        );
         return Ok((inputs::made_up(&subject.inputs, options.batch.unwrap_or(1) as usize)?, None));
     };
     let mut fed = read_tensors(folder, "input")?;
@@ -256,6 +272,9 @@ fn print(report: &Report) {
     }
     if let Some(why) = &report.batch_variant {
         println!("  rows of a batch depend on each other: {why}");
+    }
+    if let Some(why) = &report.not_split {
+        println!("  one thread runs, not several: {why}");
     }
     for (kind, values) in [("input", &report.inputs), ("output", &report.outputs)] {
         for value in values {

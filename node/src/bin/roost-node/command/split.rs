@@ -17,18 +17,24 @@ pub struct Split {
 }
 
 impl Split {
-    /// The inputs split over up to `threads` threads, and what they give; `None` where rows cannot be split.
+    /// The inputs split over up to `threads` threads.
+    ///
+    /// # Errors
+    /// Why the rows are not split.
     pub fn over(
         subject: &Subject,
         inputs: &[Tensor],
         threads: usize,
         expected: &[Tensor],
-    ) -> anyhow::Result<Option<Self>> {
-        let Engine::Native(session) = &subject.engine else { return Ok(None) };
-        if session.program().batch_variant().is_some() {
-            return Ok(None);
+    ) -> Result<Self, String> {
+        let Engine::Native(session) = &subject.engine else {
+            return Err("ONNX Runtime runs whole batches".to_owned());
+        };
+        if let Some(why) = session.program().batch_variant() {
+            return Err(format!("rows depend on each other: {why}"));
         }
-        let Some(shares) = shares(&subject.inputs, inputs, threads) else { return Ok(None) };
+        let shares = shares(&subject.inputs, inputs, threads);
+        let shares = shares.ok_or("the inputs have no two rows; see --batch")?;
         let sessions = shares.iter().map(|_| Session::new(session.program().clone())).collect();
         let mut split = Self { sessions, shares };
         // A share may be refused where the whole is not: then the first dimension is not rows.
@@ -36,7 +42,12 @@ impl Split {
             let bytes = |tensor: &Tensor| (tensor.shape().to_vec(), tensor.bytes().to_vec());
             found.iter().map(bytes).eq(expected.iter().map(bytes))
         };
-        Ok(split.run().ok().filter(|found| same(found)).map(|_| split))
+        let found = split.run().map_err(|error| format!("a share of the rows is refused: {error:#}"))?;
+        if same(&found) {
+            Ok(split)
+        } else {
+            Err("shares of the rows give something else than the whole".to_owned())
+        }
     }
 
     /// Threads that run.
@@ -98,7 +109,9 @@ fn joined<'a>(parts: impl Iterator<Item = &'a Tensor>) -> anyhow::Result<Tensor>
     let parts: Vec<&Tensor> = parts.collect();
     let first = parts.first().context("there is a share")?;
     let mut shape = first.shape().to_vec();
-    *shape.first_mut().context("an output has rows")? = parts.iter().map(|part| part.shape()[0]).sum();
+    let rows = parts.iter().map(|part| part.shape().first().copied().context("an output has no rows"));
+    let rows = rows.collect::<anyhow::Result<Vec<_>>>()?;
+    *shape.first_mut().context("an output has no rows")? = rows.into_iter().sum();
     let bytes: Vec<u8> = parts.iter().flat_map(|part| part.bytes()).copied().collect();
     Ok(Tensor::of_dtype(first.dtype(), &shape, &bytes))
 }

@@ -151,7 +151,7 @@ mod foreign {
     type Loaded = (Box<dyn engine::Session>, Vec<Port>, Vec<Port>);
 
     pub fn load(files: &Files) -> anyhow::Result<Loaded> {
-        let bundle = Bundle { files: files.clone(), manifest: Arc::default() };
+        let bundle = Bundle { files: files.clone(), manifest: Arc::default(), digest: None };
         let session = OnnxRuntime::find(None)?.load(&bundle)?;
         let ports = |ports: &[engine::Port]| ports.iter().map(port).collect::<anyhow::Result<_>>();
         let (inputs, outputs) = (ports(&session.signature().inputs)?, ports(&session.signature().outputs)?);

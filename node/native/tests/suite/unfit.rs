@@ -1,0 +1,253 @@
+//! Inputs and attributes that do not fit each other: what the passes rewrite before shapes are known, and numbers whose
+//! products leave 64 bits, are refused in words, ahead of any memory for them.
+
+use roost_kernels::Isa;
+use roost_native::onnx::proto::{AttributeProto, NodeProto, TensorProto};
+use roost_native::ops::Op;
+use roost_native::ops::elementwise::Unary;
+use roost_native::program::Options;
+use roost_native::{DType, Program, Tensor};
+
+use crate::empty::{Attribute, Given, full, run};
+use crate::hostile::{import, model, node};
+use crate::places;
+use Attribute::{Many, One, Text};
+
+/// Which operator of one node is refused, with what, and how.
+fn refused(op: &str, attributes: &[Attribute<'_>], inputs: &[Option<Tensor>], reason: &str) {
+    let found = run(op, attributes, inputs, 1, Given::First, Isa::best());
+    let Err(error) = found else { panic!("{op} with {attributes:?} gives an answer") };
+    assert!(error.contains(reason), "{op} with {attributes:?}: {error}");
+}
+
+fn f(shape: &[usize], value: f64) -> Option<Tensor> {
+    Some(full(DType::F32, shape, value))
+}
+
+fn bytes(shape: &[usize], value: f64) -> Option<Tensor> {
+    Some(full(DType::U8, shape, value))
+}
+
+fn list(list: &[i64]) -> Option<Tensor> {
+    Some(Tensor::of(&[list.len()], list))
+}
+
+/// A quantised convolution of four filters with this bias and scale of weights.
+fn qlinear_conv(bias: Option<Tensor>, scale: Option<Tensor>) -> Vec<Option<Tensor>> {
+    let (x, w) = (bytes(&[1, 4, 5, 5], 3.0), Some(full(DType::I8, &[4, 4, 3, 3], 1.0)));
+    let (zero, signed) = (bytes(&[], 0.0), Some(full(DType::I8, &[], 0.0)));
+    vec![x, f(&[], 0.1), zero.clone(), w, scale, signed, f(&[], 0.1), zero, bias]
+}
+
+#[test]
+fn a_quantised_convolution_whose_bias_does_not_fit() {
+    let scale = || f(&[], 0.1);
+    let fits = qlinear_conv(Some(full(DType::I32, &[4], 5.0)), scale());
+    run("QLinearConv", &[], &fits, 1, Given::First, Isa::best()).expect("it fits");
+    let short = qlinear_conv(Some(full(DType::I32, &[3], 5.0)), scale());
+    refused("QLinearConv", &[], &short, "one value per output channel");
+    refused("QLinearConv", &[], &qlinear_conv(bytes(&[3], 5.0), scale()), "input 8");
+    refused("QLinearConv", &[], &qlinear_conv(f(&[4], 5.0), scale()), "input 8");
+    let doubles = Some(Tensor::of(&[1], &[0.1_f64]));
+    refused("QLinearConv", &[], &qlinear_conv(None, doubles), "input 4");
+    refused("QLinearConv", &[One("group", 1 << 62)], &qlinear_conv(None, scale()), "");
+}
+
+/// Compiles a model of these nodes over an image `[1, 1, 5, 5]`; gives the error.
+fn compiled(nodes: Vec<NodeProto>, constants: &[(&str, DType, &[usize])]) -> String {
+    let constant = |(name, dtype, shape): &(&str, DType, &[usize])| {
+        let tensor = full(*dtype, shape, 1.0);
+        TensorProto {
+            name: (*name).into(),
+            dims: shape.iter().map(|dim| *dim as i64).collect(),
+            data_type: dtype.onnx(),
+            raw_data: tensor.bytes().to_vec().into(),
+            ..TensorProto::default()
+        }
+    };
+    let bytes = model(nodes, &[1, 1, 5, 5], constants.iter().map(constant).collect());
+    let compiled = import(bytes).map_err(|error| error.to_string()).and_then(|model| {
+        let program = Program::compile(model, Options::default()).map_err(|error| error.to_string())?;
+        program.bucket(&[vec![1, 1, 5, 5]]).map(|_| ()).map_err(|error| error.to_string())
+    });
+    compiled.expect_err("it is refused")
+}
+
+#[test]
+fn a_convolution_without_weights_before_what_would_be_fused_into_it() {
+    let norm = ["made", "scale", "bias", "mean", "variance"];
+    let four: Vec<(&str, DType, &[usize])> =
+        norm[1..].iter().map(|name| (*name, DType::F32, &[1][..])).collect();
+    let nodes = vec![node("Conv", &["x"], &["made"]), node("BatchNormalization", &norm, &["y"])];
+    assert!(compiled(nodes, &four).contains("Conv"));
+
+    let nodes = vec![
+        node("QuantizeLinear", &["x", "step", "zero"], &["bytes"]),
+        node("DequantizeLinear", &["bytes", "step", "zero"], &["floats"]),
+        node("Conv", &["floats"], &["made"]),
+        node("QuantizeLinear", &["made", "step", "zero"], &["y"]),
+    ];
+    let constants: [(&str, DType, &[usize]); 2] = [("step", DType::F32, &[]), ("zero", DType::U8, &[])];
+    assert!(compiled(nodes, &constants).contains("Conv"));
+}
+
+#[test]
+fn a_norm_whose_convolution_has_another_bias_than_filters() {
+    let norm = ["made", "scale", "bias", "mean", "variance"];
+    let lists = norm[1..].iter().map(|name| (*name, DType::F32, &[2][..]));
+    let conv: [(&str, DType, &[usize]); 2] = [("w", DType::F32, &[2, 1, 3, 3]), ("b", DType::F32, &[1])];
+    let constants: Vec<(&str, DType, &[usize])> = lists.chain(conv).collect();
+    let nodes = vec![node("Conv", &["x", "w", "b"], &["made"]), node("BatchNormalization", &norm, &["y"])];
+    assert!(compiled(nodes, &constants).contains("Conv"));
+}
+
+#[test]
+fn an_addition_of_one_input() {
+    let nodes = vec![node("Conv", &["x", "w"], &["made"]), node("Add", &["made"], &["y"])];
+    assert!(compiled(nodes, &[("w", DType::F32, &[2, 1, 3, 3])]).contains("Add"));
+}
+
+#[test]
+fn axes_beyond_all_bounds() {
+    let image = f(&[1, 1, 1, 1], 1.0);
+    let sizes = |sizes: &[i64]| vec![image.clone(), None, None, list(sizes)];
+    refused("Resize", &[], &sizes(&[1, 1, 1, 1 << 30]), "at most");
+    refused("Resize", &[], &sizes(&[1, 1, 1 << 31, 1 << 31]), "");
+    let linear = [Text("mode", "linear"), Text("coordinate_transformation_mode", "asymmetric")];
+    refused("Resize", &linear, &sizes(&[1, 1, 1, 1 << 30]), "at most");
+    for (mode, pads) in [
+        ("constant", [i64::MIN, i64::MAX]),
+        ("edge", [1 << 60, 0]),
+        ("reflect", [-(1 << 50), 1 << 50]),
+        ("constant", [1 << 45, 0]),
+    ] {
+        refused("Pad", &[Text("mode", mode)], &[f(&[4], 1.0), list(&pads)], "");
+    }
+    for block in [1 << 40, 1 << 31, i64::MAX] {
+        let empty = f(&[1, 0, 0, 0], 0.0);
+        for op in ["DepthToSpace", "SpaceToDepth"] {
+            let found = run(
+                op,
+                &[One("blocksize", block)],
+                std::slice::from_ref(&empty),
+                1,
+                Given::First,
+                Isa::best(),
+            );
+            assert!(found.is_err() || found.is_ok_and(|found| found[0].is_empty()), "{op} of {block}");
+        }
+    }
+}
+
+#[test]
+fn attributes_beyond_all_bounds() {
+    for (op, gates) in [("LSTM", 4), ("GRU", 3), ("RNN", 1)] {
+        let weights = f(&[1, gates * 2, 3], 0.1);
+        let recurrent = f(&[1, gates * 2, 2], 0.1);
+        let inputs = [f(&[2, 1, 3], 1.0), weights, recurrent];
+        run(op, &[One("hidden_size", 2)], &inputs, 1, Given::First, Isa::best()).expect("it fits");
+        refused(op, &[One("hidden_size", 1 << 62)], &inputs, "recurrent weights");
+    }
+    let image = || f(&[1, 4, 3, 3], 1.0);
+    for group in [1 << 62, i64::MAX] {
+        refused("Conv", &[One("group", group)], &[image(), f(&[4, 4, 1, 1], 1.0)], "");
+        refused("ConvTranspose", &[One("group", group)], &[image(), f(&[4, 4, 1, 1], 1.0)], "");
+    }
+    refused("Conv", &[Many("dilations", &[1 << 62, 1])], &[image(), f(&[4, 4, 1, 1], 1.0)], "");
+}
+
+#[test]
+fn declared_and_stored_shapes_beyond_the_address_space() {
+    let flat = |dims: &[i64], constants: Vec<TensorProto>, inputs: &[&str]| {
+        let attribute = vec![AttributeProto { name: "axis".into(), kind: 2, i: 1, ..Default::default() }];
+        let node = NodeProto { attribute, ..node("Flatten", inputs, &["y"]) };
+        import(model(vec![node], dims, constants)).map_err(|error| error.to_string()).and_then(|model| {
+            let shapes = [dims.iter().map(|dim| *dim as usize).collect::<Vec<_>>()];
+            let program = Program::compile(model, Options::default()).map_err(|error| error.to_string())?;
+            program.bucket(&shapes).map(|_| ()).map_err(|error| error.to_string())
+        })
+    };
+    assert!(flat(&[2, 1 << 40, 1 << 40], vec![], &["x"]).is_err());
+    let huge = 1 << 20;
+    let stored = TensorProto {
+        name: "w".into(),
+        dims: vec![huge, huge, huge, huge, 0],
+        data_type: DType::F32.onnx(),
+        ..TensorProto::default()
+    };
+    let error = flat(&[1, 1], vec![stored], &["w"]).unwrap_err();
+    assert!(error.contains("too large"), "{error}");
+}
+
+#[test]
+fn a_mean_of_small_integers_divides_by_any_number_of_them() {
+    for (dtype, count, value) in
+        [(DType::U8, 256, 1.0), (DType::I8, 255, 1.0), (DType::I8, 256, 0.0), (DType::I8, 128, 1.0)]
+    {
+        for given in [Given::First, Given::None] {
+            let inputs = [Some(full(dtype, &[1, count], value)), list(&[1])];
+            let found = run("ReduceMean", &[], &inputs, 1, given, Isa::best()).expect("it runs");
+            // Sums wrap, as ONNX has no wider ones.
+            let sum = if dtype == DType::U8 { i64::from(count as u8) } else { i64::from(count as i8) };
+            let mean = if value == 0.0 { 0 } else { sum / count as i64 };
+            assert_eq!(found[0].ints().expect("integers"), [mean], "{count} of {dtype}");
+        }
+    }
+}
+
+#[test]
+fn quantising_to_a_type_that_is_not_here_is_refused() {
+    let int4 = [One("output_dtype", 22)];
+    refused("QuantizeLinear", &int4, &[f(&[2], 1.0), f(&[], 0.5)], "element type 22");
+    let none = [One("output_dtype", 0)];
+    run("QuantizeLinear", &none, &[f(&[2], 1.0), f(&[], 0.5)], 1, Given::First, Isa::best()).expect("u8");
+}
+
+#[test]
+fn an_input_beyond_the_arena_is_called_too_large() {
+    let bytes = model(vec![node("Relu", &["x"], &["y"])], &[-1], vec![]);
+    let limits = roost_native::Limits { arena_bytes_max: 4096, ..roost_native::Limits::default() };
+    let files = roost_native::onnx::external::Files::new();
+    let model = roost_native::Model::import_bytes(bytes, &files, limits).expect("it imports");
+    let program = Program::compile(model, Options::default()).expect("it compiles");
+    let x = Tensor::of(&[2048], &[1.0_f32; 2048]);
+    let mut found: Vec<Tensor> = Vec::new();
+    let run = roost_native::Session::new(program).run(&[(&x).into()], &mut found, &|| false);
+    let Err(roost_native::RunError::Arena { bytes: 8192, bytes_max: 4096 }) = run else { panic!("{run:?}") };
+}
+
+/// The parts of a GELU are one operator, unless a constant among them gives its dimensions to the result.
+#[test]
+fn a_gelu_of_constants_with_dimensions_keeps_them() {
+    let gelus = |program: &Program| {
+        let graph = program.graph();
+        graph.nodes.iter().filter(|node| matches!(node.op, Op::Unary(Unary::Gelu { .. }))).count()
+    };
+    assert_eq!(gelus(&places::program(&places::model("text_encoder_tiny"), None)), 2);
+    for (dims, count, shape) in [(vec![], 1, vec![2, 3]), (vec![1, 1, 1], 0, vec![1, 2, 3])] {
+        let number = |name: &str, value: f32| TensorProto {
+            name: name.into(),
+            dims: dims.clone(),
+            data_type: DType::F32.onnx(),
+            raw_data: value.to_le_bytes().to_vec().into(),
+            ..TensorProto::default()
+        };
+        let nodes = vec![
+            node("Div", &["x", "root"], &["a"]),
+            node("Erf", &["a"], &["b"]),
+            node("Add", &["b", "one"], &["c"]),
+            node("Mul", &["x", "c"], &["d"]),
+            node("Mul", &["d", "half"], &["y"]),
+        ];
+        let constants =
+            vec![number("root", std::f32::consts::SQRT_2), number("one", 1.0), number("half", 0.5)];
+        let imported = import(model(nodes, &[2, 3], constants)).expect("it imports");
+        let program = Program::compile(imported, Options::default()).expect("it compiles");
+        assert_eq!(gelus(&program), count, "{dims:?}");
+        let x = Tensor::of(&[2, 3], &[0.0_f32, 1.0, -1.0, 2.0, 0.5, 9.0]);
+        let mut found: Vec<Tensor> = Vec::new();
+        roost_native::Session::new(program).run(&[(&x).into()], &mut found, &|| false).expect("it runs");
+        assert_eq!(found[0].shape(), shape, "{dims:?}");
+        assert!((found[0].floats()[1] - 0.841_344_7).abs() < 1e-6, "{dims:?}");
+    }
+}
