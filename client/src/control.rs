@@ -208,14 +208,14 @@ impl Control {
     /// report that does not arrive is followed by the next soon.
     ///
     /// # Errors
-    /// [`ControlError`] when no leader heard it.
+    /// [`ControlError::Outlived`] when a later start of the node was heard, others when no leader heard it.
     pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<Term, ControlError> {
         let request = ControlRequest::Heartbeat(heartbeat);
         let deadline = Instant::now() + Duration::from_millis(HEARTBEAT_MS_MAX);
         let mut search = Search::new(deadline, self.leader());
         let mut attempts_left = 2;
         let term = loop {
-            let step = self.draw(|rng| search.next(Instant::now(), &self.coordinators(), rng));
+            let step = self.next(&mut search);
             let error = match step {
                 Step::Try { address, within } => match self.attempt(&address, within, &request).await {
                     Ok(ControlResponse::Heard { term, epoch }) => {
@@ -253,7 +253,7 @@ impl Control {
         request: &ControlRequest,
     ) -> Result<(ControlResponse, String), ControlError> {
         loop {
-            let step = self.draw(|rng| search.next(Instant::now(), &self.coordinators(), rng));
+            let step = self.next(search);
             match step {
                 Step::Try { address, within } => match self.attempt(&address, within, request).await {
                     Ok(response) => {
@@ -269,6 +269,13 @@ impl Control {
                 Step::GiveUp(error) => return Err(error),
             }
         }
+    }
+
+    /// The search's next step, by what is known at this moment.
+    fn next(&self, search: &mut Search) -> Step {
+        let watched = self.shared.follower.as_ref().map_or(Duration::ZERO, |follower| follower.round_trip());
+        let round_trip = self.shared.links.longest_round_trip().max(watched);
+        self.draw(|rng| search.next(Instant::now(), &self.coordinators(), round_trip, rng))
     }
 
     async fn attempt(

@@ -18,7 +18,7 @@ use roost_protocol::messages::infer::{
     read_response_header, read_trailer,
 };
 use roost_protocol::quic::endpoint::GreetError;
-use roost_protocol::quic::{Dialler, Links, Service, StreamError, finish, read_frame};
+use roost_protocol::quic::{Dialler, Link, Links, Service, StreamError, finish, read_frame};
 use roost_protocol::{ControlError, InferError, NodeId, NodeName, Tensor};
 use tokio::time::Instant;
 
@@ -101,7 +101,8 @@ pub type Arrivals = BoxStream<'static, Result<Arrival, InferError>>;
 
 /// Sends attempts.
 pub trait Dispatch: Send + Sync + 'static {
-    /// Sends an attempt. Dropping the result cancels it.
+    /// Sends an attempt. Dropping the result cancels it. Where another node is found in the place of the one that is meant, that
+    /// one is [`InferError::Unreachable`].
     fn send(&self, to: Destination, attempt: Attempt) -> Arrivals;
 
     /// There are no nodes at other addresses than these any more.
@@ -177,6 +178,7 @@ impl Exchange {
     async fn start(links: &Links, to: &Destination, attempt: &Attempt) -> Result<Self, InferError> {
         let node = to.name.as_str();
         let link = links.to(&to.address).await.map_err(|error| greet_error(error, node))?;
+        check_node(&link, to)?;
         let (send, recv) = link.open().await.map_err(|error| error.into_infer(node))?;
         let early = VecDeque::new();
         let mut exchange = Self { node: to.name.clone(), send, recv, early, over: false };
@@ -265,6 +267,17 @@ fn arrival(frame: &Frame) -> Result<Arrival, InferError> {
             Err(InferError::Malformed { what })
         }
     }
+}
+
+/// Whether a link leads to the node that is meant. Addresses are given to others; what those answered would be booked on a node
+/// that is not there, and another may host another version.
+fn check_node(link: &Link, to: &Destination) -> Result<(), InferError> {
+    if link.hello.node == Some(to.node) && link.peer.name.as_str() == to.name.as_str() {
+        return Ok(());
+    }
+    let (address, there) = (&to.address, &link.peer.name);
+    let reason = reason(format!("at {address} is now {there}, with another certificate or data folder"));
+    Err(InferError::Unreachable { node: to.name.to_string(), reason })
 }
 
 fn greet_error(error: GreetError, node: &str) -> InferError {

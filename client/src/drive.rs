@@ -142,6 +142,7 @@ fn start(shared: &Arc<Shared>, order: &Order, attempt: u8, node: NodeId, picked:
         model: picked.model.to_string(),
         version: picked.version.0,
         revision: picked.revision.0,
+        generation: picked.epoch.generation,
         choice: picked.choice as u8,
         ..order.header.clone()
     };
@@ -256,7 +257,7 @@ impl Surroundings for Around<'_> {
                 if behind() =>
             {
                 let (model, used) = (target.model().to_string(), seen.revision.0);
-                InferError::StaleView { model, used, newest: used }
+                InferError::StaleView { model, used, newest: used, generation: seen.generation }
             }
             error => error,
         })?;
@@ -277,5 +278,9 @@ impl Surroundings for Around<'_> {
 
     fn silent_since(&self, node: NodeId, since: Instant) -> bool {
         self.shared.state().loads.silent_since(node, since)
+    }
+
+    fn owes_since(&self, node: NodeId) -> Option<Instant> {
+        self.shared.state().loads.owes_since(node)
     }
 }

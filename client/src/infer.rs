@@ -249,6 +249,7 @@ impl Infer {
             model: String::new(),
             version: 0,
             revision: 0,
+            generation: 0,
             choice: 0,
             key_hash: key.0,
             tensors,

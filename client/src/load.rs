@@ -28,13 +28,17 @@ struct Node {
     /// Requests of others in flight there, and when that was so.
     others: Option<(u64, Instant)>,
     heard: Option<Instant>,
+    /// The first attempt since the node was last heard.
+    owes_since: Option<Instant>,
     suspect_until: Option<Instant>,
 }
 
 impl Loads {
     /// An attempt went to `node`.
-    pub fn sent(&mut self, node: NodeId) {
-        self.nodes.entry(node).or_default().in_flight += 1;
+    pub fn sent(&mut self, node: NodeId, now: Instant) {
+        let node = self.nodes.entry(node).or_default();
+        node.in_flight += 1;
+        node.owes_since.get_or_insert(now);
     }
 
     /// An attempt there is over, however it ended.
@@ -48,7 +52,7 @@ impl Loads {
     /// client's included.
     pub fn heard(&mut self, node: NodeId, in_flight: Option<u32>, now: Instant) {
         let node = self.nodes.entry(node).or_default();
-        node.heard = Some(now);
+        (node.heard, node.owes_since) = (Some(now), None);
         node.suspect_until = None;
         if let Some(all) = in_flight {
             // Own requests are counted exactly; only those of others are taken from the hint.
@@ -79,6 +83,11 @@ impl Loads {
         self.nodes.get(&node).and_then(|node| node.heard).is_none_or(|heard| heard < since)
     }
 
+    /// Since when the node was sent attempts and answered none of them, nor any before.
+    pub fn owes_since(&self, node: NodeId) -> Option<Instant> {
+        self.nodes.get(&node)?.owes_since
+    }
+
     /// Forgets nodes that are gone and have nothing in flight.
     pub fn keep_only(&mut self, is_known: impl Fn(NodeId) -> bool) {
         self.nodes.retain(|id, node| node.in_flight > 0 || is_known(*id));
@@ -94,7 +103,7 @@ mod tests {
     #[test]
     fn own_requests_are_not_counted_twice() {
         let (mut loads, now) = (Loads::default(), Instant::now());
-        (0..3).for_each(|_| loads.sent(A));
+        (0..3).for_each(|_| loads.sent(A, now));
         assert_eq!(loads.load(A, now), 3);
         loads.heard(A, Some(10), now);
         loads.ended(A);
@@ -116,9 +125,23 @@ mod tests {
     }
 
     #[test]
+    fn a_node_owes_from_the_first_attempt_that_it_leaves_unanswered() {
+        let (mut loads, start) = (Loads::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(loads.owes_since(A), None);
+        loads.sent(A, at(0));
+        loads.heard(A, None, at(5));
+        assert_eq!(loads.owes_since(A), None);
+        loads.sent(A, at(6));
+        loads.sent(A, at(8));
+        loads.ended(A);
+        assert_eq!(loads.owes_since(A), Some(at(6)), "who gave up got no answer");
+    }
+
+    #[test]
     fn a_node_that_is_gone_is_kept_while_something_is_in_flight() {
         let mut loads = Loads::default();
-        loads.sent(A);
+        loads.sent(A, Instant::now());
         loads.keep_only(|_| false);
         assert_eq!(loads.nodes.len(), 1);
         loads.ended(A);

@@ -49,6 +49,10 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 /// No hedge goes out earlier: timers are no finer, and a second request costs more than that.
 const HEDGE_AFTER_MIN: Duration = Duration::from_millis(1);
 
+/// A node that owes answers for so long, to whichever requests, while others answer is suspected. Longer than what a worker
+/// that is merely slow takes for its next answer, and a fraction of what makes coordinators take it out of use.
+const OWES_MAX: Duration = Duration::from_millis(500);
+
 /// What attempts are sent by: what was picked, and the nodes in order of preference.
 #[derive(Debug, Clone)]
 pub struct Route {
@@ -76,6 +80,9 @@ pub trait Surroundings {
 
     /// Whether the node has answered nobody since `since`.
     fn silent_since(&self, node: NodeId, since: Instant) -> bool;
+
+    /// Since when the node was sent attempts, of any request, and answered none.
+    fn owes_since(&self, node: NodeId) -> Option<Instant>;
 }
 
 /// What happened.
@@ -116,7 +123,7 @@ pub enum Command {
         /// The attempt.
         attempt: u8,
     },
-    /// The node was silent past an attempt's time: prefer others for a while.
+    /// The node was silent past an attempt's time, or for long while others answered: prefer others for a while.
     Suspect {
         /// The node.
         node: NodeId,
@@ -234,7 +241,7 @@ impl Request {
         }
         match event {
             Event::Started => self.advance(now, around, &mut commands),
-            Event::Answered { attempt } => self.answered(attempt, &mut commands),
+            Event::Answered { attempt } => self.answered(attempt, now, around, &mut commands),
             Event::Failed { attempt, error } => self.failed(attempt, error, now, around, &mut commands),
             // What runs was picked by what was known when it was sent; it ends by itself.
             Event::ViewChanged if self.running.is_empty() => self.advance(now, around, &mut commands),
@@ -387,10 +394,27 @@ impl Request {
         self.send(now, around, commands);
     }
 
-    fn answered(&mut self, attempt: u8, commands: &mut Vec<Command>) {
-        if self.take_running(attempt).is_some() {
-            self.finish(Ok(attempt), commands);
+    fn answered(
+        &mut self,
+        attempt: u8,
+        now: Instant,
+        around: &mut dyn Surroundings,
+        commands: &mut Vec<Command>,
+    ) {
+        if self.take_running(attempt).is_none() {
+            return;
         }
+        // Hedges that win end attempts ahead of their time: without this, a dead node is tried first for as long as it is in
+        // the view, and hedges use up the budget.
+        let is_silent = |running: &&Running| {
+            around
+                .owes_since(running.node)
+                .is_some_and(|since| now.saturating_duration_since(since) >= OWES_MAX)
+        };
+        let silent =
+            self.running.iter().filter(is_silent).map(|running| Command::Suspect { node: running.node });
+        commands.extend(silent);
+        self.finish(Ok(attempt), commands);
     }
 
     fn failed(

@@ -103,7 +103,12 @@ impl Routes {
                 let used = Seen { generation: self.view.epoch.generation, revision: model.traffic.revision };
                 if used < seen && !roost_protocol::KnownBug::OlderRevision.is_in() {
                     let (used, newest) = (used.revision.0, seen.revision.0);
-                    return Err(InferError::StaleView { model: name.to_string(), used, newest });
+                    return Err(InferError::StaleView {
+                        model: name.to_string(),
+                        used,
+                        newest,
+                        generation: seen.generation,
+                    });
                 }
                 (model.traffic.pick(name, key), Choice::Split)
             }

@@ -108,11 +108,12 @@ impl Shared {
 
     /// Takes what an error says of the node's view.
     pub(crate) fn saw_error(&self, picked: &Picked, error: &InferError, from: &Destination) {
-        if let InferError::StaleView { newest, .. } = error {
+        if let InferError::StaleView { newest, generation, .. } = error {
+            self.state().saw(&picked.model, Seen { generation: *generation, revision: Revision(*newest) });
             // It does not name its epoch, but it is one after that of this request's view.
-            let Epoch { generation, index } = picked.epoch;
-            self.state().saw(&picked.model, Seen { generation, revision: Revision(*newest) });
-            self.heard_of(Epoch { generation, index: index.saturating_add(1) }, from);
+            let index = picked.epoch.index.saturating_add(1);
+            let next = Epoch { index, ..picked.epoch };
+            self.heard_of(next.max(Epoch { generation: *generation, index: 0 }), from);
         }
         if let InferError::NotHere { generation, index, .. } = error {
             self.heard_of(Epoch { generation: *generation, index: *index }, from);
@@ -185,7 +186,7 @@ pub(crate) struct InFlight {
 
 impl InFlight {
     pub(crate) fn new(shared: &Arc<Shared>, node: NodeId) -> Self {
-        shared.state().loads.sent(node);
+        shared.state().loads.sent(node, Instant::now());
         Self { shared: shared.clone(), node }
     }
 

@@ -1,7 +1,8 @@
 //! Bundles on the coordinators: a quorum holds one before it becomes a version, and all come to hold it.
 //!
-//! The store is this coordinator's own. What adds files to it and what removes them because nobody needs them ([`sweep`])
-//! never run at once. A file that is found to be damaged is removed at once, and its bundles are fetched again.
+//! The store is this coordinator's own. What removes files because nobody needs them ([`sweep`]) never runs while a bundle is
+//! judged to be held, and knows which ones are being taken in. A file that is found to be damaged is removed at once, and its
+//! bundles are fetched again.
 
 pub(crate) mod sweep;
 
@@ -40,7 +41,9 @@ const REPAIR_DOUBLINGS_MAX: u32 = 6;
 /// Which bundles are being taken in here, and which were promised.
 #[derive(Default)]
 pub(crate) struct Keeping {
-    /// Held shared by what adds files, exclusively by what removes them.
+    /// Held shared while a bundle is judged to be held or sealed, exclusively while what nobody needs is removed. Never over a
+    /// transfer, which may last: what it adds is promised or reserved first, and the lock taken once after that, so that a
+    /// sweep which does not know of it is over.
     pub files: tokio::sync::RwLock<()>,
     /// Rung when a bundle was lost.
     lost: Notify,
@@ -229,31 +232,44 @@ pub(crate) async fn lacks(shared: &Shared, bundles: &[Digest]) -> Result<Vec<Dig
 pub(crate) async fn hold(shared: &Shared, files: &FileList, holders: &[String]) -> Result<(), ControlError> {
     let digest = files.digest();
     let turn = shared.keeping.promise(digest, files);
-    let (_turn, _files) = (turn.lock().await, shared.keeping.files.read().await);
-    if shared.bundles.holds(&digest).await.map_err(BundleStoreError::into_control)? {
-        return Ok(());
-    }
-    // Also where the list alone is missing or damaged.
-    match shared.bundles.seal(files).await {
-        Ok(()) => return Ok(()),
-        Err(BundleStoreError::Missing(_)) => {}
-        Err(error) => return Err(error.into_control()),
+    let _turn = turn.lock().await;
+    {
+        // Every sweep that begins behind this knows of the promise.
+        let _files = shared.keeping.files.read().await;
+        if shared.bundles.holds(&digest).await.map_err(BundleStoreError::into_control)? {
+            return Ok(());
+        }
+        // Also where the list alone is missing or damaged.
+        match shared.bundles.seal(files).await {
+            Ok(()) => return Ok(()),
+            Err(BundleStoreError::Missing(_)) => {}
+            Err(error) => return Err(error.into_control()),
+        }
     }
     let others: Vec<String> = holders.iter().filter(|address| **address != shared.address).cloned().collect();
-    match bundles::fetch(&shared.bundles, &shared.bundle_links, &others, &digest, |_, _| {}).await {
-        Ok(_) => Ok(()),
-        Err(bundles::TransferError::Store(error)) => Err(error.into_control()),
-        Err(bundles::TransferError::Refused(error)) => Err(error),
+    let fetched = async {
+        let (links, nobody) = (&shared.bundle_links, |_, _| {});
+        let list = bundles::fetch_list(links, &others, &digest).await?;
+        bundles::fetch_missing(&shared.bundles, links, &others, &list, nobody).await
+    };
+    match fetched.await {
+        Ok(()) => {}
+        Err(bundles::TransferError::Store(error)) => return Err(error.into_control()),
+        Err(bundles::TransferError::Refused(error)) => return Err(error),
         Err(error @ bundles::TransferError::NoHolder { .. }) => {
             tracing::debug!(%error, "a bundle was not fetched");
-            Err(ControlError::NoBundle { digest: digest.to_string() })
+            return Err(ControlError::NoBundle { digest: digest.to_string() });
         }
         Err(
             error @ (bundles::TransferError::Stream(_)
             | bundles::TransferError::WrongAnswer
             | bundles::TransferError::Damaged { .. }),
-        ) => Err(ControlError::Unreachable { node: "a holder".to_owned(), reason: reason(error) }),
+        ) => {
+            return Err(ControlError::Unreachable { node: "a holder".to_owned(), reason: reason(error) });
+        }
     }
+    let _files = shared.keeping.files.read().await;
+    shared.bundles.seal(files).await.map_err(BundleStoreError::into_control)
 }
 
 /// A small file of a bundle, which is taken in here first if a quorum was found without this coordinator.

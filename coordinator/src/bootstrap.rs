@@ -69,6 +69,11 @@ enum Contradiction {
     AllForgotten(ClusterId),
     #[error("two coordinators have the same node id; a data folder was copied")]
     SameId,
+    #[error(
+        "the config names {0} coordinators; begin with an odd number, since one more survives no further failure, and add \
+         to it once it serves"
+    )]
+    Even(usize),
 }
 
 /// Judges a round of asking. `belonged` is the cluster that this node belonged to when it started, with a database that
@@ -113,6 +118,9 @@ fn judge(
     let members: BTreeMap<u64, Member> = members.collect();
     if members.len() != group.len() {
         return Verdict::Contradiction(Contradiction::SameId);
+    }
+    if members.len().is_multiple_of(2) {
+        return Verdict::Contradiction(Contradiction::Even(members.len()));
     }
     Verdict::Form(members)
 }
@@ -300,6 +308,18 @@ mod tests {
         let copy = Probe { node: NodeId(1), ..NEW };
         let verdict = judge((NodeId(1), &name("a")), &group, &[(&group[1], Ok(copy))], None);
         assert_eq!(verdict, Verdict::Contradiction(Contradiction::SameId));
+    }
+
+    #[test]
+    fn an_even_number_forms_no_group() {
+        let group = group(&["a", "b"]);
+        let verdict = judge(
+            (NodeId(1), &name("a")),
+            &group,
+            &[(&group[1], Ok(Probe { node: NodeId(2), ..NEW }))],
+            None,
+        );
+        assert_eq!(verdict, Verdict::Contradiction(Contradiction::Even(2)));
     }
 
     #[test]

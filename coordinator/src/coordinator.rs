@@ -1,9 +1,11 @@
 //! The coordinator role, started and stopped.
 
 use std::io;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -28,24 +30,65 @@ use crate::raft::{Log, Machine};
 use crate::shared::Shared;
 use crate::{artefact, bootstrap, leader, members, server};
 
-/// The leader is heard this often: three times in the shortest election timeout, of which three pass before anybody stands for
-/// election, so that loss of a few packets is no reason to elect another.
-pub(crate) const HEARTBEAT_MS: u64 = 100;
-/// Shorter elects faster after a death; longer spares elections on a stalled disk or a busy core. A follower that has heard a
-/// leader lets [`ELECTION_MS_MAX`] pass, its lease, and then a time between this and that: with these, writes go on about
-/// 1.5 s after the leader's death.
-const ELECTION_MS_MIN: u64 = 350;
-/// Twice the shortest, so that two candidates rarely collide.
-pub(crate) const ELECTION_MS_MAX: u64 = 700;
-/// How long a leader without a quorum is quiet between two attempts to reach one: long enough for those that it still
-/// reaches to elect another with the rest.
-const PROBE_MS: u64 = 2 * ELECTION_MS_MAX;
-/// Entries between two snapshots: replayed at a restart in well under a second.
-const SNAPSHOT_ENTRIES: u64 = 4_096;
-/// Entries kept behind a snapshot, so that a follower that was away shortly needs none.
-const KEEP_ENTRIES: u64 = 1_024;
+/// The longest time without the leader, in heartbeats, before another may be elected. A follower that has heard a leader lets it
+/// pass, its lease, and then a time between [`ELECTION_HEARTBEATS_MIN`] and it: with the default heartbeat, writes go on
+/// about 1.5 s after the leader's death. Twice the shortest, so that two candidates rarely collide.
+const ELECTION_HEARTBEATS_MAX: f64 = 7.0;
+/// The shortest. Three heartbeats pass in it, so that loss of a few packets is no reason to elect another; a shorter one elects
+/// faster after a death, a longer one spares elections on a stalled disk or a busy core.
+const ELECTION_HEARTBEATS_MIN: f64 = 3.5;
+/// For how many heartbeats a leader without a quorum is quiet between two attempts to reach one: long enough for those that it
+/// still reaches to elect another with the rest.
+const PROBE_HEARTBEATS: u32 = 14;
+/// A heartbeat is about as long as a round trip in a group that is spread wide: what waits for answers waits for so many, and
+/// at least as long as disks and busy cores of a group side by side want.
+const AGREE_HEARTBEATS: u32 = 50;
+const AGREE_MIN: Duration = Duration::from_secs(5);
+const HAND_OVER_HEARTBEATS: u32 = 5;
+const HAND_OVER_MIN: Duration = Duration::from_millis(500);
+const ASK_HEARTBEATS: u32 = 20;
+const ASK_MIN: Duration = Duration::from_secs(2);
 /// What a snapshot may take to a slow follower, besides the time for its bytes.
 const SNAPSHOT_MS_MAX: u64 = 30_000;
+
+/// The pace of a group of coordinators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RaftConfig {
+    /// How often, in ms, the leader is heard. What it sends must be answered within it, and another is elected after 3.5 to 14
+    /// times as long without it.
+    pub heartbeat_ms: NonZeroU16,
+    /// Entries of the log between two snapshots of the state; a quarter as many are kept behind one, so that a coordinator that
+    /// was away shortly needs none.
+    pub snapshot_entries: NonZeroU32,
+}
+
+impl RaftConfig {
+    /// How often the leader is heard.
+    pub(crate) fn heartbeat(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_ms.get().into())
+    }
+
+    /// How long a change or a read may take to be agreed on: two elections and then some.
+    pub(crate) fn agree(&self) -> Duration {
+        (self.heartbeat() * AGREE_HEARTBEATS).max(AGREE_MIN)
+    }
+
+    /// Waiting for one follower to take over: a round trip, an fsync and an answer of each voter.
+    pub(crate) fn hand_over(&self) -> Duration {
+        (self.heartbeat() * HAND_OVER_HEARTBEATS).max(HAND_OVER_MIN)
+    }
+
+    /// How long a coordinator may take to answer one question, a handshake before it.
+    pub(crate) fn ask(&self) -> Duration {
+        (self.heartbeat() * ASK_HEARTBEATS).max(ASK_MIN)
+    }
+
+    /// The longest time without the leader before another may be elected.
+    pub(crate) fn election_max(&self) -> Duration {
+        self.heartbeat().mul_f64(ELECTION_HEARTBEATS_MAX)
+    }
+}
+
 /// Who this coordinator is, and with whom it forms a group.
 #[derive(Debug, Clone)]
 pub struct CoordinatorConfig {
@@ -60,6 +103,8 @@ pub struct CoordinatorConfig {
     /// The highest level of the state that it obeys: [`crate::state::LEVEL`], or less where the build before may have to
     /// be gone back to.
     pub level: u32,
+    /// The pace of the group.
+    pub raft: RaftConfig,
 }
 
 /// A coordinator of the config.
@@ -145,7 +190,7 @@ impl Coordinator {
                 .map_err(StartError::Snapshot)?;
             let peers = Links::new(dialler.clone(), Service::Raft);
             let (network, log) = (Network::new(peers.clone(), machine.clone()), Log::new(disk.clone()));
-            let raft = Raft::new(config.node.0, settings()?, network, log, machine.clone());
+            let raft = Raft::new(config.node.0, settings(config.raft)?, network, log, machine.clone());
             let raft = Runtime::scope(seed, raft).await.map_err(stopped)?;
             let belonged = dialler.hello().cluster;
             let initialised = raft.is_initialized().await.map_err(stopped)?;
@@ -155,6 +200,7 @@ impl Coordinator {
                 address: config.address,
                 group: config.group,
                 level: config.level,
+                pace: config.raft,
                 disk: disk.clone(),
                 raft,
                 machine,
@@ -170,6 +216,7 @@ impl Coordinator {
                 admitted: AtomicBool::new(
                     initialised || belonged.is_none() || roost_protocol::KnownBug::WipedVoterVotes.is_in(),
                 ),
+                heard: Mutex::new(tokio::time::Instant::now()),
             };
             Ok((Arc::new(shared), belonged))
         };
@@ -251,16 +298,16 @@ impl Coordinator {
 }
 
 /// Raft's settings.
-fn settings() -> Result<Arc<Config>, StartError> {
+fn settings(raft: RaftConfig) -> Result<Arc<Config>, StartError> {
     let settings = Config {
         cluster_name: "roost".to_owned(),
-        heartbeat_interval: HEARTBEAT_MS,
-        election_timeout_min: ELECTION_MS_MIN,
-        election_timeout_max: ELECTION_MS_MAX,
-        quorum_loss_probe_interval: Some(PROBE_MS),
+        heartbeat_interval: raft.heartbeat().as_millis() as u64,
+        election_timeout_min: raft.heartbeat().mul_f64(ELECTION_HEARTBEATS_MIN).as_millis() as u64,
+        election_timeout_max: raft.election_max().as_millis() as u64,
+        quorum_loss_probe_interval: Some((raft.heartbeat() * PROBE_HEARTBEATS).as_millis() as u64),
         install_snapshot_timeout: SNAPSHOT_MS_MAX,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
-        max_in_snapshot_log_to_keep: KEEP_ENTRIES,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(raft.snapshot_entries.get().into()),
+        max_in_snapshot_log_to_keep: u64::from(raft.snapshot_entries.get()) / 4,
         enable_pre_vote: Some(true),
         allow_log_reversion: Some(false),
         enable_leader_restore: Some(false),

@@ -1,9 +1,11 @@
 //! A database of the first format, frozen: every build reads it, to the same state as the commands that made it lead to today.
 //!
 //! It lies in `frozen/format1.txt` as the lines of 32 bytes that are not zero, in hexadecimal, each behind its offset. Nothing
-//! rewrites it. It holds redb's own file format too, which a later redb must read or be fed an export of.
+//! rewrites it. It holds redb's own file format too, which a later redb must read or be fed an export of. The records in it, a
+//! snapshot among them, are written today as they were then, byte by byte. Single records and messages are frozen beside it:
+//! see [`crate::golden`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
@@ -14,8 +16,8 @@ use openraft::alias::EntryOf;
 use openraft::storage::{IOFlushed, RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::testing::log_id;
 use openraft::{EntryPayload, Membership, RaftLogReader, Vote};
-use redb::StorageBackend;
 use redb::backends::InMemoryBackend;
+use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use roost_protocol::messages::control::HeldFrom;
 use roost_protocol::traffic::Weight;
 use roost_protocol::view::Published;
@@ -148,6 +150,26 @@ async fn read(memory: &Memory) -> (State, Option<(u64, u64)>) {
     (state, vote)
 }
 
+/// The records of a database, by table and key.
+fn records(memory: &Memory) -> BTreeMap<String, String> {
+    let database = Database::builder().create_with_backend(memory.clone()).unwrap();
+    let transaction = database.begin_read().unwrap();
+    let mut records = BTreeMap::new();
+    for name in ["log", "snapshot"] {
+        let table = TableDefinition::<'_, u64, &[u8]>::new(name);
+        for row in transaction.open_table(table).unwrap().iter().unwrap() {
+            let (key, record) = row.unwrap();
+            records.insert(format!("{name} {}", key.value()), hex::encode(record.value()));
+        }
+    }
+    let meta = TableDefinition::<'_, &str, &[u8]>::new("meta");
+    for row in transaction.open_table(meta).unwrap().iter().unwrap() {
+        let (key, record) = row.unwrap();
+        records.insert(format!("meta {}", key.value()), hex::encode(record.value()));
+    }
+    records
+}
+
 /// The lines of a database.
 fn dump(memory: &Memory) -> String {
     let mut bytes = vec![0; memory.len().unwrap() as usize];
@@ -180,6 +202,15 @@ async fn the_first_format_is_read_for_ever() {
     assert_eq!(vote, Some((5, 1)));
     assert_eq!(frozen.view(), today.view());
     assert_eq!(frozen, today, "the same commands lead to the same state in every build");
+    let (then, now) = (records(&load(FORMAT_1)), records(&made));
+    let logged = (COVERED - 1..15).map(|index| format!("log {index}"));
+    let rest = ["committed", "node", "purged", "snapshot", "vote"].map(|name| format!("meta {name}"));
+    let expected: BTreeSet<String> = logged.chain(rest).chain(["snapshot 0".to_owned()]).collect();
+    assert_eq!(then.keys().cloned().collect::<BTreeSet<_>>(), expected);
+    for (name, record) in &then {
+        let advice = "format 1 lies on disks in the field: leave it, add a format, and read both";
+        assert_eq!(now.get(name), Some(record), "{name} is written otherwise: {advice}");
+    }
     // What is shown of it is pinned apart from how it is held.
     let shown = (
         frozen.epoch(),

@@ -2,9 +2,9 @@
 //! name and its bytes in hexadecimal.
 //!
 //! Bytes never change under a format or protocol number (design §10). `UPDATE_EXPECT=1 cargo test -p roost-coordinator
-//! golden` rewrites the files after something was *added*; a line that changes is another format. Samples are literals
-//! without `..`, and each enum is listed by an exhaustive match: neither a new field nor a new variant compiles without a
-//! sample of it.
+//! golden` rewrites the files after something was *added*; a line that changes is another format. What the first formats
+//! began with is frozen beside them in `frozen/`, which nothing rewrites. Samples are literals without `..`, and each enum is
+//! listed by an exhaustive match: neither a new field nor a new variant compiles without a sample of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -130,6 +130,32 @@ where
         same(&frame.message::<T>().map_err(|e| e.to_string())?, &value)
     };
     Sample { name: name.to_owned(), bytes, reads_back: Box::new(reads_back) }
+}
+
+/// The messages between coordinators that protocol 1 began with, and what format 1 of the disk began with: a line `name: bytes`
+/// for each.
+const PROTOCOL_1: &str = include_str!("frozen/protocol1.txt");
+const FORMAT_1: &str = include_str!("frozen/records1.txt");
+/// What to do when a line of theirs is not met.
+const ADVICE: &str = "bytes have changed under protocol 1 or format 1, which coordinators in the field speak and have on \
+    their disks. Leave the files in frozen/ and this type as they were, add a new type under the next number, and convert";
+
+/// Holds samples against the lines of a frozen file whose names pass: each is there, is read, and is written as ever.
+fn check_frozen(file: &str, lines: usize, samples: &[Sample], passes: impl Fn(&str) -> bool) {
+    let mut met = 0;
+    for line in file.lines() {
+        let (name, frozen) = line.split_once(": ").unwrap();
+        if !passes(name) {
+            continue;
+        }
+        met += 1;
+        let sample = samples.iter().find(|sample| sample.name == name);
+        let sample = sample.unwrap_or_else(|| panic!("{name} has no sample any more: {ADVICE}"));
+        (sample.reads_back)(&hex::decode(frozen).unwrap())
+            .unwrap_or_else(|e| panic!("{name}: {e}: {ADVICE}"));
+        assert_eq!(hex::encode(&sample.bytes), frozen, "{name} is written otherwise: {ADVICE}");
+    }
+    assert_eq!(met, lines, "{ADVICE}");
 }
 
 /// Compares samples with the file that pins them, and decodes the frozen bytes.
@@ -309,6 +335,8 @@ fn the_bytes_of_every_command_are_pinned() {
     let refused = Err(CommandError::NothingToUndo { model: digits() });
     samples.push(bare("Applied/refused", Applied { epoch: epoch(300), result: refused }));
     check(expect_file!["golden/commands.txt"], &samples);
+    let is_command = |name: &str| ["Command::", "Proposal/", "Applied"].iter().any(|of| name.starts_with(of));
+    check_frozen(FORMAT_1, 26, &samples, is_command);
 }
 
 #[test]
@@ -338,6 +366,8 @@ fn the_bytes_of_every_record_are_pinned() {
     samples.push(bare("SnapshotMeta", SnapshotMetaRecord::from(&snapshot_meta())));
     samples.push(bare("SnapshotMeta/nothing", SnapshotMetaRecord::from(&nothing)));
     check(expect_file!["golden/records.txt"], &samples);
+    let kinds = ["META/", "LOG/", "SNAPSHOT/", "Membership", "StoredMembership", "SnapshotMeta"];
+    check_frozen(FORMAT_1, 18, &samples, |name| kinds.iter().any(|kind| name.starts_with(kind)));
 }
 
 fn raft_messages() -> Vec<RaftMessage> {
@@ -441,6 +471,7 @@ fn the_bytes_of_every_peer_message_are_pinned() {
         framed(Kind::RaftResponse, name, PeerResponse::Raft(answer))
     }));
     check(expect_file!["golden/peers.txt"], &samples);
+    check_frozen(PROTOCOL_1, 33, &samples, |_| true);
 }
 
 /// A small cluster's state as commands make it: it pins what they do as well as how that is written.
@@ -489,7 +520,9 @@ fn the_bytes_of_a_state_are_pinned() {
     assert_eq!(state.view().unwrap().models[&digits()].versions[&Version(1)].manifest, expected);
     let refused = results.iter().filter(|done| !**done).count();
     assert_eq!(refused, 2, "there is nothing to abort after the promotion, and a refusal is one");
-    check(expect_file!["golden/state.txt"], &[empty, sealed("State", state)]);
+    let samples = [empty, sealed("State", state)];
+    check(expect_file!["golden/state.txt"], &samples);
+    check_frozen(FORMAT_1, 2, &samples, |name| name.starts_with("State"));
 }
 
 fn files_of_second() -> FileList {

@@ -16,8 +16,6 @@ use crate::peer::{PeerRequest, PeerResponse};
 use crate::shared::Shared;
 use crate::state::Command;
 
-/// How long a coordinator may take to say what it obeys: a round trip, and a handshake before it.
-const ASK: Duration = Duration::from_secs(1);
 /// Between two rounds of asking, while this build obeys more than the state is at. Builds change within minutes.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
@@ -42,18 +40,22 @@ pub(crate) async fn ask(shared: &Shared, node: NodeId, member: &Coordinator) -> 
             Ok(_) | Err(_) => None,
         }
     };
-    tokio::time::timeout(ASK, ask).await.ok().flatten()
+    tokio::time::timeout(shared.pace.ask(), ask).await.ok().flatten()
 }
 
 /// Raises the state while this coordinator leads, once every coordinator obeys more than it is at. Ends when it obeys no more
 /// itself.
 pub(crate) async fn raise(shared: &Arc<Shared>) {
     while shared.machine.state(|state| state.level()) < shared.level {
+        // Nobody is taken in between the answers and the raise, nor by a change that was given up and is in the log yet.
+        let members = shared.members.read().await;
         if shared.cluster().is_some()
+            && shared.settle().await.is_ok()
             && let Some(level) = summary(shared).await.attainable()
         {
             leader::carry_out(shared, Command::RaiseLevel { level }).await;
         }
+        drop(members);
         tokio::time::sleep(ASK_AGAIN).await;
     }
 }

@@ -30,6 +30,8 @@ mod server;
 mod shared;
 pub mod state;
 
-pub use coordinator::{Coordinator, CoordinatorConfig, CoordinatorParts, GroupMember, StartError};
+pub use coordinator::{
+    Coordinator, CoordinatorConfig, CoordinatorParts, GroupMember, RaftConfig, StartError,
+};
 pub use raft::disk::{Job, JobQueue};
 pub use raft::fault::DiskFault;

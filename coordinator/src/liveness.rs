@@ -38,6 +38,21 @@ struct Heard {
     sequence: u64,
 }
 
+/// What became of a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It changed the soft state.
+    News,
+    /// It changed nothing: it says what the last one said, or it came late.
+    NoNews,
+    /// A later start of its node was heard, whose reports count. So does whoever started on an older copy of the node's data
+    /// folder report, for as long as nobody tells it.
+    Outlived {
+        /// That start.
+        known: Incarnation,
+    },
+}
+
 impl Registry {
     /// A leader that begins to listen in `term`, with what was published before it.
     pub fn new(term: Term, before: &SoftState, now: Instant) -> Self {
@@ -47,14 +62,16 @@ impl Registry {
         Self { since: now, soft, heard: BTreeMap::new(), statistics: BTreeMap::new() }
     }
 
-    /// Takes a report. Returns whether the soft state changed; one that is older than the last of its node is ignored.
-    pub fn handle_heartbeat(&mut self, mut heartbeat: Heartbeat, now: Instant) -> bool {
+    /// Takes a report; one that is older than the last of its node is ignored.
+    pub fn handle_heartbeat(&mut self, mut heartbeat: Heartbeat, now: Instant) -> Verdict {
         let Heartbeat { node, incarnation, sequence, .. } = heartbeat;
         let known = self.soft.nodes.get(&node);
         let heard = self.heard.get(&node).map(|heard| (heard.incarnation, heard.sequence));
         let last = heard.max(known.map(|known| (known.incarnation, known.sequence)));
-        if last.is_some_and(|last| (incarnation, sequence) < last) {
-            return false;
+        match last {
+            Some((known, _)) if incarnation < known => return Verdict::Outlived { known },
+            Some(last) if (incarnation, sequence) < last => return Verdict::NoNews,
+            Some(_) | None => {}
         }
         self.heard.insert(node, Heard { at: now, incarnation, sequence });
         heartbeat.statistics.truncate(MODELS_MAX);
@@ -71,13 +88,14 @@ impl Registry {
                 && known.versions == heartbeat.versions
         });
         // A report that only says "still here" must not wake every watcher; its sequence is caught up with the next change.
-        if !same {
-            let versions = heartbeat.versions;
-            let report = NodeReport { incarnation, sequence, liveness: Liveness::Live, versions };
-            self.soft.nodes.insert(node, report);
-            self.soft.sequence += 1;
+        if same {
+            return Verdict::NoNews;
         }
-        !same
+        let versions = heartbeat.versions;
+        let report = NodeReport { incarnation, sequence, liveness: Liveness::Live, versions };
+        self.soft.nodes.insert(node, report);
+        self.soft.sequence += 1;
+        Verdict::News
     }
 
     /// Looks at the time, and at the members: whether each of them is `expected` to report. Returns whether the soft state
@@ -161,12 +179,12 @@ mod tests {
     async fn silence_makes_suspect_and_a_report_live() {
         let start = Instant::now();
         let mut registry = Registry::new(Term(1), &SoftState::default(), start);
-        assert!(registry.handle_heartbeat(heartbeat(1, 1, 1), start));
-        assert!(!registry.handle_heartbeat(heartbeat(1, 1, 2), start + SUSPECT_AFTER / 2));
+        assert_eq!(registry.handle_heartbeat(heartbeat(1, 1, 1), start), Verdict::News);
+        assert_eq!(registry.handle_heartbeat(heartbeat(1, 1, 2), start + SUSPECT_AFTER / 2), Verdict::NoNews);
         let later = start + SUSPECT_AFTER / 2 + SUSPECT_AFTER;
         assert!(registry.handle_tick(&members(&[1]), later));
         assert_eq!(liveness(&registry, 1), Liveness::Suspect);
-        assert!(registry.handle_heartbeat(heartbeat(1, 1, 3), later));
+        assert_eq!(registry.handle_heartbeat(heartbeat(1, 1, 3), later), Verdict::News);
         assert_eq!(liveness(&registry, 1), Liveness::Live);
     }
 
@@ -176,9 +194,12 @@ mod tests {
         let mut registry = Registry::new(Term(1), &SoftState::default(), start);
         registry.handle_heartbeat(heartbeat(1, 2, 1), start);
         // The same again: it is heard, and the soft state stays at sequence 1 of this node.
-        assert!(!registry.handle_heartbeat(heartbeat(1, 2, 9), start + SUSPECT_AFTER));
-        for late in [heartbeat(1, 2, 5), heartbeat(1, 1, 99)] {
-            assert!(!registry.handle_heartbeat(late, start + SUSPECT_AFTER * 2));
+        assert_eq!(registry.handle_heartbeat(heartbeat(1, 2, 9), start + SUSPECT_AFTER), Verdict::NoNews);
+        let known = Incarnation(2);
+        let late =
+            [(heartbeat(1, 2, 5), Verdict::NoNews), (heartbeat(1, 1, 99), Verdict::Outlived { known })];
+        for (late, verdict) in late {
+            assert_eq!(registry.handle_heartbeat(late, start + SUSPECT_AFTER * 2), verdict);
         }
         assert_eq!(registry.silent(NodeId(1), start + SUSPECT_AFTER * 2), SUSPECT_AFTER);
     }
@@ -224,7 +245,13 @@ mod tests {
         assert!(after.soft().is_after(before.soft()) && !after.soft().settled);
         let later = Registry::new(Term(5), before.soft(), start);
         assert!(later.soft().is_after(after.soft()));
-        assert!(after.handle_heartbeat(heartbeat(2, 1, 1), start));
+        assert_eq!(after.handle_heartbeat(heartbeat(2, 1, 1), start), Verdict::News);
+        // What the one before published counts, although this one has not heard the node.
+        let mut successor = Registry::new(Term(5), &SoftState::default(), start);
+        successor.handle_heartbeat(heartbeat(1, 7, 1), start);
+        let mut successor = Registry::new(Term(6), successor.soft(), start);
+        let outlived = Verdict::Outlived { known: Incarnation(7) };
+        assert_eq!(successor.handle_heartbeat(heartbeat(1, 6, 1), start), outlived);
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,8 +3,8 @@
 //! Raft's joint consensus keeps the log (Raft dissertation §4.3). What it does not know of are bundles, which lie beside the
 //! log: a version was made of one that a quorum of the voters *of that time* held. So before the voters change, every new
 //! one must hold all bundles that versions are made of, and a quorum of those to come must hold each. Meanwhile no version
-//! is made: [`Shared::members`] is held shared by a push that is being committed, exclusively by a change of members. Once
-//! both sets of voters count, a push needs a quorum of each, so a new leader may finish what another began.
+//! is made: [`Shared::members`] is held shared by a push that is being committed, exclusively by a change of members, which
+//! first waits until what is in the log already is applied. Once both sets of voters count, a push needs a quorum of each, so a new leader may finish what another began.
 //!
 //! Each step leads to a state that it names, so a retry of it finds nothing to do.
 
@@ -28,12 +28,11 @@ use tokio::sync::RwLockWriteGuard;
 
 use crate::artefact;
 use crate::bootstrap::probe;
-use crate::coordinator::{GroupMember, HEARTBEAT_MS};
+use crate::coordinator::GroupMember;
 use crate::level;
 use crate::peer::{LACKS_MAX, PeerRequest, PeerResponse};
 use crate::raft::types::Member;
-use crate::shared::{AGREE, Shared};
-use crate::state::LEVEL_FIRST;
+use crate::shared::Shared;
 use crate::state::bounds::ADDRESS_BYTES_MAX;
 
 /// More voters make each commit slower and hardly any group safer: seven outlive three deaths.
@@ -42,19 +41,15 @@ const VOTERS_MAX: usize = 7;
 const MEMBERS_MAX: usize = 16;
 /// Entries that a learner may lack when it gets its vote: what comes within a few heartbeats under load.
 const BEHIND_MAX: u64 = 64;
-/// What a member gets to answer, besides [`ASK_PER_BUNDLE`] where it is to say which it lacks. Whoever does not say it in this
-/// time counts as lacking all.
-const ASK: Duration = Duration::from_secs(2);
-/// For looking after one bundle: thirty-two at once, each some round trips to a store on the network.
+/// What a member that is to say which bundles it lacks gets for each, besides what any question gets: thirty-two are looked after
+/// at once, each by some round trips to a store on the network. Whoever does not say it in this time counts as lacking all.
 const ASK_PER_BUNDLE: Duration = Duration::from_millis(10);
 /// What the lock may take: a push that is being committed holds it, perhaps for minutes.
 const LOCK: Duration = Duration::from_secs(5);
-/// Waiting for one follower to take over: a round trip, an fsync and an answer of each voter.
-const HAND_OVER: Duration = Duration::from_millis(500);
 /// Followers that are asked to take over, one after the other.
 const HEIRS_MAX: usize = 3;
-/// A follower that answered a heartbeat so lately is there to take over.
-const HEIR_HEARD: Duration = Duration::from_millis(3 * HEARTBEAT_MS);
+/// A follower that answered a heartbeat so many heartbeats ago is there to take over.
+const HEIR_HEARTBEATS: u32 = 3;
 
 /// The committed membership, as decisions are taken on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -247,17 +242,15 @@ async fn add(shared: &Arc<Shared>, name: NodeName, address: String) -> Result<Re
         });
     }
     let candidate = GroupMember { name: name.clone(), address: address.clone() };
-    let found = tokio::time::timeout(ASK, probe(shared, &candidate)).await;
+    let found = tokio::time::timeout(shared.pace.ask(), probe(shared, &candidate)).await;
     let silent = || not_ready(format!("{name} does not answer at {address}"));
     let found = found.map_err(|_| silent())?.map_err(|error| match error {
         ControlError::WrongNode { .. } => refused(format!("{address} is not the coordinator {name}")),
         ControlError::Unreachable { .. } => not_ready(error),
         other => other,
     })?;
+    let (_alone, term) = alone(shared).await?;
     may_obey(shared, found.node, &candidate).await?;
-    let _alone = alone(shared).await?;
-    shared.catch_up().await?;
-    let term = shared.leads().ok_or_else(|| shared.not_leader())?;
     let roster = Roster::of(shared);
     roster.may_learn(found.node, &name, found.initialised)?;
     let (id, member) = (found.node.0, Member { name: name.to_string(), address: address.clone() });
@@ -275,21 +268,26 @@ async fn may_obey(shared: &Shared, node: NodeId, candidate: &GroupMember) -> Res
     let needed = shared.machine.state(|state| state.level());
     let GroupMember { name, address } = candidate.clone();
     let obeyed = level::ask(shared, node, &Coordinator { name, address, voter: false }).await;
-    // The first build does not know the question.
-    let obeyed = obeyed.unwrap_or(LEVEL_FIRST);
+    let name = &candidate.name;
+    let obeyed = obeyed.ok_or_else(|| not_ready(format!("{name} does not say which level it obeys")))?;
     if obeyed >= needed {
         return Ok(());
     }
-    let name = &candidate.name;
     Err(refused(format!(
         "{name} obeys level {obeyed} and the state is at level {needed}: install a newer build"
     )))
 }
 
-/// The lock that keeps versions from being made meanwhile.
-async fn alone(shared: &Shared) -> Result<RwLockWriteGuard<'_, ()>, ControlError> {
-    let late = |_| not_ready("a version is being made, which comes first");
-    tokio::time::timeout(LOCK, shared.members.write()).await.map_err(late)
+/// The lock that keeps versions from being made meanwhile, and the term in which that holds: should another lead meanwhile, it
+/// may make versions that this coordinator knows nothing of, so what is decided here is committed in this term or not at all.
+async fn alone(shared: &Shared) -> Result<(RwLockWriteGuard<'_, ()>, Term), ControlError> {
+    let late = |_| not_ready("a version is being made or the level raised, which comes first");
+    let lock = tokio::time::timeout(LOCK, shared.members.write()).await.map_err(late)?;
+    let term = shared.leads().ok_or_else(|| shared.not_leader())?;
+    // Whoever held the lock before may have given up on a version that is in the log and made yet.
+    shared.settle().await?;
+    shared.catch_up().await?;
+    Ok((lock, term))
 }
 
 async fn change(
@@ -297,10 +295,7 @@ async fn change(
     promote: &BTreeSet<NodeId>,
     remove: &BTreeSet<NodeId>,
 ) -> Result<(), ControlError> {
-    let _alone = alone(shared).await?;
-    shared.catch_up().await?;
-    // Should another lead meanwhile, it may make a version that the look below knows nothing of.
-    let term = shared.leads().ok_or_else(|| shared.not_leader())?;
+    let (_alone, term) = alone(shared).await?;
     let roster = Roster::of(shared);
     let Some(target) = roster.target(promote, remove)? else { return Ok(()) };
     let found = look(shared, &roster, &target).await;
@@ -341,11 +336,12 @@ pub(crate) async fn finish(shared: &Shared) {
 
 /// Commits a change, if this coordinator still leads in `term`.
 async fn commit(shared: &Shared, term: Term, change: ChangeMembers<u64, Member>) -> Result<(), ControlError> {
-    let late = || ControlError::NoQuorum { reason: format!("no majority answered within {AGREE:?}") };
+    let agree = shared.pace.agree();
+    let late = || ControlError::NoQuorum { reason: format!("no majority answered within {agree:?}") };
     let committed_leader_id = CommittedLeaderId { term: term.0 };
     let in_this_term = [Precondition::CommittedLeaderId { committed_leader_id }];
     let written = shared.raft.change_membership_if(change, false, in_this_term);
-    let written = tokio::time::timeout(AGREE, written).await;
+    let written = tokio::time::timeout(agree, written).await;
     match written.map_err(|_| late())? {
         Ok(_) => Ok(()),
         Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(shared.not_leader()),
@@ -365,7 +361,7 @@ async fn look(shared: &Arc<Shared>, roster: &Roster, target: &Target) -> BTreeMa
     let bundles =
         shared.machine.state(|state| state.referenced_bundles().map(|(d, _)| *d).collect::<Vec<_>>());
     let behind = behind(shared);
-    let within = ASK + ASK_PER_BUNDLE * u32::try_from(bundles.len()).unwrap_or(u32::MAX);
+    let within = shared.pace.ask() + ASK_PER_BUNDLE * u32::try_from(bundles.len()).unwrap_or(u32::MAX);
     let asks = target.voters.iter().map(|node| {
         let (member, bundles) = (roster.members.get(node), &bundles);
         async move {
@@ -472,7 +468,7 @@ pub(crate) async fn hand_over(shared: &Shared, heirs: &[NodeId]) -> Option<NodeI
                 metrics.changed().await.ok()?;
             }
         };
-        if let Ok(led) = tokio::time::timeout(HAND_OVER, handed_over).await {
+        if let Ok(led) = tokio::time::timeout(shared.pace.hand_over(), handed_over).await {
             return led;
         }
     }
@@ -488,7 +484,7 @@ pub(crate) fn heirs(shared: &Shared) -> Vec<NodeId> {
     };
     let answers = |id: &NodeId| {
         let heard = heard.get(&id.0).and_then(|heard| *heard);
-        heard.is_some_and(|at| at.elapsed() < HEIR_HEARD)
+        heard.is_some_and(|at| at.elapsed() < shared.pace.heartbeat() * HEIR_HEARTBEATS)
     };
     let mut heirs = shared.machine.state(|state| {
         let others = state.coordinators().iter().filter(|(id, c)| c.voter && **id != shared.node);

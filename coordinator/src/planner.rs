@@ -13,7 +13,7 @@ use roost_protocol::messages::control::{Rollout, RolloutState};
 use roost_protocol::placement::{owners, preference};
 use roost_protocol::ring::Ring;
 use roost_protocol::traffic::Traffic;
-use roost_protocol::view::{Liveness, NodeState, SoftState, Stage, View};
+use roost_protocol::view::{Hold, Liveness, NodeState, SoftState, Stage, View};
 use roost_protocol::{Digest, ModelName, ModelVersion, NodeId, Version};
 
 use crate::liveness::SUSPECT_AFTER;
@@ -186,8 +186,8 @@ fn plan_exclusions(outlook: &Outlook<'_>, ring: &impl Deref<Target = Ring>) -> V
     failures.into_iter().filter_map(exclusion).collect()
 }
 
-/// Nodes that have been silent for too long: draining ones, which said that they would go, and active ones while enough of
-/// those are live.
+/// Nodes that have been silent for too long: draining ones, which said that they would go, those that an operator drained,
+/// and the other active ones while enough of the active ones are live.
 fn plan_outs(outlook: &Outlook<'_>) -> Vec<Command> {
     let silent = |id: NodeId| outlook.silent.get(&id).copied().unwrap_or_default();
     let nodes = outlook.view.nodes.iter();
@@ -199,7 +199,9 @@ fn plan_outs(outlook: &Outlook<'_>) -> Vec<Command> {
     let enough = live as f64 >= active.len() as f64 * LIVE_SHARE_MIN;
     let out = outlook.view.nodes.iter().filter(|(id, node)| {
         let may_go = match node.state {
-            NodeState::Active => enough,
+            // An operator who knows that machines are lost for good says so by draining them: else too many of them would
+            // hold their own names against the machines that replace them.
+            NodeState::Active => enough || node.hold == Some(Hold::Drained),
             NodeState::Draining => true,
             NodeState::Out => false,
         };

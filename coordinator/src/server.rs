@@ -11,10 +11,13 @@ mod snapshot;
 
 use std::sync::Arc;
 
-use quinn::{RecvStream, SendStream};
+use quinn::{RecvStream, SendStream, VarInt};
+use roost_protocol::bundle::BundleFile;
 use roost_protocol::error::reason;
 use roost_protocol::frame::Kind;
-use roost_protocol::messages::control::{BundleResponse, Change, ControlRequest, ControlResponse};
+use roost_protocol::messages::control::{
+    BundleRequest, BundleResponse, Change, ControlRequest, ControlResponse,
+};
 use roost_protocol::quic::stream::{StreamError, finish, read_message, write_message};
 use roost_protocol::quic::{Accepted, Link, PeerIdentity, Service, bundles, roles, watch};
 use roost_protocol::{ClusterId, ControlError, NodeId};
@@ -29,6 +32,8 @@ use crate::shared::Shared;
 const CONTROL_REQUESTS_MAX: usize = 64;
 /// Transfers of one connection at once. Each gathers a few MiB; peers use one after the other.
 const TRANSFERS_MAX: usize = 16;
+/// The code of a watch that was ended because this coordinator is out of touch.
+const OUT_OF_TOUCH: VarInt = VarInt::from_u32(2);
 
 /// Answers the requests of a connection until it ends.
 pub(crate) async fn serve(shared: Arc<Shared>, accepted: Accepted) {
@@ -86,8 +91,17 @@ async fn serve_bundles(
         finish(send);
         return Ok(());
     }
-    let _files = shared.keeping.files.read().await;
-    let takes = |file: &_| shared.machine.state(|state| state.awaits_file(file));
+    let awaited: Vec<BundleFile> = shared.machine.state(|state| {
+        let put = match &request {
+            BundleRequest::Put { file } => std::slice::from_ref(file),
+            BundleRequest::Seal { files } => files.files(),
+            BundleRequest::List { .. } | BundleRequest::Missing { .. } | BundleRequest::Get { .. } => &[],
+        };
+        put.iter().filter(|file| state.awaits_file(file)).cloned().collect()
+    });
+    // Behind this, every sweep knows what is awaited, however long a transfer takes.
+    drop(shared.keeping.files.read().await);
+    let takes = |file: &BundleFile| awaited.contains(file);
     let lost = bundles::answer(&shared.bundles, request, send, recv, takes).await?;
     shared.keeping.lose(lost);
     Ok(())
@@ -113,7 +127,16 @@ async fn serve_control(
     let response = match (permitted, request) {
         (Ok(()), ControlRequest::Watch { from, models }) => {
             drop(permit);
-            return watch::answer(link, send, shared.published.subscribe(), from, &models).await;
+            let served = tokio::select! {
+                served = watch::answer(link, send, shared.published.subscribe(), from, &models) => Some(served),
+                // Others may know more. Who finds nobody comes back, and is given what there is.
+                () = shared.out_of_touch() => None,
+            };
+            return served.unwrap_or_else(|| {
+                // Fails only when it has ended already. An update may be half-written, so there is no proper end.
+                let _ = send.reset(OUT_OF_TOUCH);
+                Ok(())
+            });
         }
         (Ok(()), ControlRequest::Snapshot) => {
             return snapshot::answer(shared, send, link.peer.name.as_str()).await;

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
-use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
@@ -16,7 +15,7 @@ use roost_protocol::{ClusterId, ControlError, Epoch, NodeId, NodeName, RequestId
 use tokio::sync::watch;
 
 use crate::artefact::Keeping;
-use crate::coordinator::{ELECTION_MS_MAX, GroupMember};
+use crate::coordinator::{GroupMember, RaftConfig};
 use crate::liveness::Registry;
 use crate::points::{Point, Points};
 use crate::raft::Machine;
@@ -24,8 +23,9 @@ use crate::raft::disk::Disk;
 use crate::raft::types::Raft;
 use crate::state::{Applied, Command, Proposal};
 
-/// How long a change or a read may take to be agreed on: two elections and then some.
-pub(crate) const AGREE: Duration = Duration::from_secs(5);
+/// After so many heartbeats without a leader a coordinator is out of touch: three elections with the default heartbeat, so that
+/// those who watch it do not wander about at each death of a leader.
+const SILENCE_HEARTBEATS: u32 = 50;
 
 /// What the tasks of a coordinator share.
 pub(crate) struct Shared {
@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     pub group: Vec<GroupMember>,
     /// The highest level of the state that this coordinator obeys.
     pub level: u32,
+    /// The pace of the group.
+    pub pace: RaftConfig,
     pub disk: Disk,
     pub raft: Raft,
     pub machine: Machine,
@@ -51,11 +53,14 @@ pub(crate) struct Shared {
     pub registry: Mutex<Option<Registry>>,
     /// Held while a snapshot of the state is taken and sent.
     pub snapshots: tokio::sync::Mutex<()>,
-    /// Held shared while a version is made, exclusively while who coordinates changes.
+    /// Held shared while a version is made, exclusively while who coordinates changes. A proposal outlives the one who held
+    /// it: see [`Shared::settle`].
     pub members: tokio::sync::RwLock<()>,
     /// Whether this coordinator may take part in the group. One that belonged to a cluster and whose database is empty may
     /// not before it is sure that no group counts on what it has forgotten.
     pub admitted: AtomicBool,
+    /// When a leader was heard last; when this coordinator started, before the first.
+    pub heard: Mutex<tokio::time::Instant>,
 }
 
 impl Shared {
@@ -76,8 +81,30 @@ impl Shared {
         let term = self.won()?;
         let alone = self.raft.voter_ids().count() == 1;
         let acked = self.raft.data_metrics().borrow_watched().last_quorum_acked;
-        let lately = acked.is_some_and(|at| at.elapsed() < Duration::from_millis(ELECTION_MS_MAX));
+        let lately = acked.is_some_and(|at| at.elapsed() < self.pace.election_max());
         (alone || lately).then_some(term)
+    }
+
+    /// A leader sent something.
+    pub fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = tokio::time::Instant::now();
+    }
+
+    /// Completes once this coordinator has neither led nor heard a leader for [`SILENCE_HEARTBEATS`] from now on. It is cut off
+    /// then, or was let go: one that was is sent nothing more, not even the change that says so.
+    pub async fn out_of_touch(&self) {
+        let mut since = tokio::time::Instant::now();
+        loop {
+            if self.leads().is_some() {
+                since = tokio::time::Instant::now();
+            }
+            let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            let until = since.max(heard) + self.pace.heartbeat() * SILENCE_HEARTBEATS;
+            if until <= tokio::time::Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
     }
 
     /// The term in which this coordinator was elected, when it knows of no later one and Raft runs.
@@ -164,9 +191,10 @@ impl Shared {
         let points = Points::of(&command);
         points.reach(Point::Asked);
         let proposal = Proposal { request, sent, at_ms: self.clock.now_ms(), by: by.to_owned(), command };
-        let late = || ControlError::NoQuorum { reason: format!("no majority answered within {AGREE:?}") };
+        let agree = self.pace.agree();
+        let late = || ControlError::NoQuorum { reason: format!("no majority answered within {agree:?}") };
         let mut write = std::pin::pin!(self.raft.client_write(proposal));
-        let written = tokio::time::timeout(AGREE, async {
+        let written = tokio::time::timeout(agree, async {
             match futures::poll!(&mut write) {
                 Poll::Ready(written) => written,
                 Poll::Pending => {
@@ -192,13 +220,35 @@ impl Shared {
     /// # Errors
     /// As [`Shared::propose`].
     pub async fn catch_up(&self) -> Result<(), ControlError> {
-        let late = || ControlError::NoQuorum { reason: format!("no majority answered within {AGREE:?}") };
-        let read = tokio::time::timeout(AGREE, self.raft.ensure_linearizable(ReadPolicy::ReadIndex)).await;
+        let agree = self.pace.agree();
+        let late = || ControlError::NoQuorum { reason: format!("no majority answered within {agree:?}") };
+        let read = tokio::time::timeout(agree, self.raft.ensure_linearizable(ReadPolicy::ReadIndex)).await;
         match read.map_err(|_| late())? {
             Ok(_) => Ok(()),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => Err(self.not_leader()),
             Err(RaftError::APIError(error)) => Err(ControlError::NoQuorum { reason: reason(error) }),
             Err(RaftError::Fatal(error)) => Err(ControlError::NoQuorum { reason: reason(error) }),
         }
+    }
+
+    /// Returns once this coordinator has applied all that was handed to Raft here before the call, also what nobody waits for
+    /// any more: a proposal that [`Shared::propose`] gave up stays in the log and may be agreed on yet, and
+    /// [`Shared::catch_up`] covers only what is committed.
+    ///
+    /// # Errors
+    /// [`ControlError::NoQuorum`] when it is not agreed on in time.
+    pub async fn settle(&self) -> Result<(), ControlError> {
+        let agree = self.pace.agree();
+        let late = || ControlError::NoQuorum {
+            reason: format!("what was proposed before was not agreed on within {agree:?}"),
+        };
+        let settle = async {
+            // Raft takes this question behind the proposals that were sent ahead of it. Its metrics may lag.
+            let last = self.raft.with_raft_state(|state| state.log_ids.last().map(|last| last.index)).await;
+            let last = last.map_err(|error| ControlError::NoQuorum { reason: reason(error) })?;
+            let applied = self.raft.wait(None).applied_index_at_least(last, "what was proposed before").await;
+            applied.map(|_| ()).map_err(|error| ControlError::NoQuorum { reason: reason(error) })
+        };
+        tokio::time::timeout(agree, settle).await.map_err(|_| late())?
     }
 }

@@ -239,7 +239,8 @@ pub struct State {
     outcomes: Outcomes,
 }
 
-/// The level of a new cluster, whichever build founds it: all replicas must make the same of its first command.
+/// The level of a new cluster, whichever build founds it: all replicas must make the same of its first command. It is what the
+/// first release does; until then what commands do may change without a level of its own.
 pub const LEVEL_FIRST: u32 = 1;
 /// The highest level that this build obeys. A command that is new, or that does something else than before, comes with a level
 /// of its own, at which [`Command::needs`] allows it; the leader raises the state to it once every coordinator obeys it.
@@ -313,7 +314,8 @@ struct VersionRecord {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct BundleRecord {
     files: FileList,
-    /// Since when nothing but a reservation holds it, for collecting what was never committed.
+    /// When a push last reserved it, until that push is committed; for collecting what never is. Without, a version is made
+    /// of it; with, one may be as well, which may be forgotten while the push goes on.
     reserved_at_ms: Option<u64>,
 }
 
@@ -480,8 +482,15 @@ impl State {
 
     /// The bundles that versions are made of, which every coordinator must hold.
     pub fn referenced_bundles(&self) -> impl Iterator<Item = (&Digest, &FileList)> {
-        let referenced = self.bundles.iter().filter(|(_, bundle)| bundle.reserved_at_ms.is_none());
+        let needed = self.needed_bundles();
+        let referenced = self.bundles.iter().filter(move |(digest, _)| needed.contains(*digest));
         referenced.map(|(digest, bundle)| (digest, &bundle.files))
+    }
+
+    /// What the versions are made of.
+    fn needed_bundles(&self) -> BTreeSet<Digest> {
+        let versions = self.models.values().flat_map(|model| model.versions.values());
+        versions.map(|version| version.digest).collect()
     }
 
     /// The bundles that are referenced or reserved.

@@ -79,7 +79,7 @@ fn in_process(version: u32, runs: usize) {
     let engine = OnnxRuntime::find(None).expect("./deploy/fetch-onnxruntime.sh gets ONNX Runtime");
     let file = repository().join(format!("deploy/models/digits/v{version}/model.onnx"));
     let files = [("model.onnx".to_owned(), Bytes::from(std::fs::read(file).expect("the model")))].into();
-    let bundle = Bundle { files, manifest: Arc::new(Manifest::default()) };
+    let bundle = Bundle { files, manifest: Arc::new(Manifest::default()), digest: None };
     let mut session = engine.load(&bundle).expect("the model loads");
     let (image, cancel) = (image(), Cancel::new());
     let mut times = Vec::with_capacity(runs);

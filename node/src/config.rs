@@ -5,6 +5,8 @@
 //! the committed membership is the truth.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::{NonZeroU16, NonZeroU32};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use roost_protocol::quic::Role;
@@ -26,6 +28,9 @@ pub struct ClusterConfig {
     /// The nodes.
     #[serde(rename = "node", default)]
     pub nodes: Vec<NodeEntry>,
+    /// The pace of the group of coordinators.
+    #[serde(default)]
+    pub coordinator: CoordinatorOptions,
     /// The bounds of workers.
     #[serde(default)]
     pub worker: WorkerConfig,
@@ -38,6 +43,40 @@ pub struct ClusterConfig {
     /// Where coordinators keep bundles.
     #[serde(default)]
     pub bundles: BundlesConfig,
+}
+
+/// The section `[coordinator]` of a config, which all coordinators should share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CoordinatorOptions {
+    /// How often, in ms, the leader is heard, from 10 to 10 000. Default 100, for machines within 50 ms of each other: what the leader sends must be
+    /// answered within it, and another is elected after 3.5 to 14 times as long without it. Raising it slows elections.
+    pub heartbeat_ms: NonZeroU16,
+    /// Commands between two snapshots of the state, up to a million. Default 4096: replayed at a restart in well under a second. Raising it
+    /// slows restarts.
+    pub snapshot_entries: NonZeroU32,
+}
+
+/// Most coordinators of a config: five, and the two that a change of members may take in before others leave.
+const COORDINATORS_MAX: usize = 7;
+/// Less often than ten times an fsync's time, elections would be left to chance; more than ten seconds, a dead leader would be
+/// followed by another after minutes.
+const HEARTBEAT_MS: RangeInclusive<u32> = 10..=10_000;
+/// A longer log would take longer to replay than a snapshot saves.
+const SNAPSHOT_ENTRIES: RangeInclusive<u32> = 1..=1_000_000;
+
+fn bounded(key: &'static str, actual: u32, bounds: RangeInclusive<u32>) -> Result<(), ConfigError> {
+    let (min, max) = bounds.clone().into_inner();
+    if bounds.contains(&actual) { Ok(()) } else { Err(ConfigError::OutOfBounds { key, min, max, actual }) }
+}
+
+impl Default for CoordinatorOptions {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: NonZeroU16::MIN.saturating_add(99),
+            snapshot_entries: NonZeroU32::MIN.saturating_add(4_095),
+        }
+    }
 }
 
 /// Where coordinators keep bundles.
@@ -162,6 +201,18 @@ pub enum ConfigError {
     /// Not TOML, an unknown key, or a value of another type.
     #[error("the cluster config: {0}")]
     Toml(#[from] toml::de::Error),
+    /// A value out of its bounds.
+    #[error("{key} is {actual}, it may be from {min} to {max}")]
+    OutOfBounds {
+        /// The key.
+        key: &'static str,
+        /// The least that it may be.
+        min: u32,
+        /// The most.
+        max: u32,
+        /// What it is.
+        actual: u32,
+    },
     /// Two nodes of one name.
     #[error("two nodes are named {0}; each node has a name of its own")]
     DuplicateName(NodeName),
@@ -195,9 +246,9 @@ pub enum ConfigError {
         /// The role that it belongs to.
         role: Role,
     },
-    /// Not one, three or five coordinators.
+    /// No coordinator, or too many.
     #[error(
-        "a cluster has one, three or five coordinators, this config has {0}; an even number survives no more failures"
+        "a config names one to {COORDINATORS_MAX} coordinators, this one {0}: name those that keep the cluster's state"
     )]
     Coordinators(usize),
     /// No node of that name.
@@ -232,6 +283,9 @@ impl ClusterConfig {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
+        let CoordinatorOptions { heartbeat_ms, snapshot_entries } = self.coordinator;
+        bounded("coordinator.heartbeat_ms", heartbeat_ms.get().into(), HEARTBEAT_MS)?;
+        bounded("coordinator.snapshot_entries", snapshot_entries.get(), SNAPSHOT_ENTRIES)?;
         let (mut names, mut addresses) = (BTreeSet::new(), BTreeSet::new());
         for node in &self.nodes {
             node.check()?;
@@ -245,7 +299,7 @@ impl ClusterConfig {
             }
         }
         match self.coordinators().count() {
-            1 | 3 | 5 => Ok(()),
+            1..=COORDINATORS_MAX => Ok(()),
             count => Err(ConfigError::Coordinators(count)),
         }
     }
@@ -347,13 +401,31 @@ mod tests {
         let replace = |from: &'static str, to: &'static str| move |text: &str| text.replace(from, to);
         check(&replace("cluster =", "colour = 1\ncluster ="), "unknown field `colour`");
         check(&replace(r#""coordinator", "worker""#, ""), "node a has no role");
+        let section = |text: &'static str| move |config: &str| format!("{config}[coordinator]\n{text}\n");
+        check(&section("heartbeat_ms = 1"), "coordinator.heartbeat_ms is 1, it may be from 10 to 10000");
+        check(&section("snapshot_entries = 2000000"), "it may be from 1 to 1000000");
         check(&replace(r#""worker""#, r#""king""#), "unknown variant `king`");
         check(&replace(r#"address = "127.0.0.1:7400""#, ""), "is a worker and has no address");
         check(&replace(r#", "worker""#, ""), "has address, but is no worker");
         check(&replace("7400", "7401"), "is the address of two endpoints");
         check(&|text| format!("{text}{}", &text[text.find("[[node]]").unwrap()..]), "two nodes are named a");
-        let second = "[[node]]\nname = \"b\"\nroles = [\"coordinator\"]\ncoordinator_address = \"h:1\"\n";
-        check(&|text| format!("{text}{second}"), "one, three or five coordinators, this config has 2");
+        let more = |count: u32| {
+            let node = |n| {
+                format!(
+                    "[[node]]\nname = \"b{n}\"\nroles = [\"coordinator\"]\ncoordinator_address = \"h:{n}\"\n"
+                )
+            };
+            (0..count).map(node).collect::<String>()
+        };
+        // Even numbers too: members come and go one at a time.
+        for count in 1..7 {
+            ClusterConfig::parse(&format!("{GOOD}{}", more(count))).expect("up to seven");
+        }
+        check(&|text| format!("{text}{}", more(7)), "one to 7 coordinators, this one 8");
+        let none = |text: &str| {
+            text.replace(r#""coordinator", "#, "").replace(r#"coordinator_address = "127.0.0.1:7401""#, "")
+        };
+        check(&none, "one to 7 coordinators, this one 0");
         let missing = ClusterConfig::parse(GOOD).unwrap().node("z").unwrap_err().to_string();
         assert_eq!(missing, "the config has no node named \"z\"; its nodes are a");
     }

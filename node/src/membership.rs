@@ -10,11 +10,12 @@ use roost_client::backoff::{Backoff, Jitter};
 use roost_client::control::Control;
 use roost_protocol::messages::control::{Change, Heartbeat, VersionStatistics};
 use roost_protocol::view::{Node, NodeProfile, NodeState, Published, VersionReport, View};
-use roost_protocol::{ControlError, Epoch, Incarnation, NodeId, NodeName};
+use roost_protocol::{CommandError, ControlError, Epoch, Incarnation, NodeId, NodeName};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::environment::Entropy;
+use crate::identity::Identity;
 
 /// Three of these missed make a node suspect.
 const HEARTBEAT: Duration = Duration::from_millis(900);
@@ -73,6 +74,8 @@ struct Joining {
     retry_at: Option<Instant>,
     /// Refusals in a row.
     refusals: u32,
+    /// Who had its name, by the view, when it was refused for that. Once he has it no longer there is nothing to wait for.
+    holder: Option<NodeId>,
     /// The last failure, as it was told.
     told: Option<String>,
 }
@@ -86,7 +89,10 @@ impl Joining {
             Some(_) if is_member(view.nodes.get(&us.node), us) => return Step::WaitForView,
             Some((at, _)) => Some(at + JOIN_INTERVAL),
         };
-        match earliest.max(self.retry_at) {
+        let freed = self
+            .holder
+            .is_some_and(|holder| !view.nodes.get(&holder).is_some_and(|node| holds_name(node, us)));
+        match earliest.max(self.retry_at.filter(|_| !freed)) {
             Some(at) if at > now => Step::WaitUntil(at),
             Some(_) | None => Step::Join,
         }
@@ -98,7 +104,17 @@ impl Joining {
     }
 
     /// The worker is none.
-    fn handle_failed(&mut self, error: &ControlError, now: Instant, jitter: Jitter) -> Tell {
+    fn handle_failed(
+        &mut self,
+        error: &ControlError,
+        view: &View,
+        us: &Introduction,
+        now: Instant,
+        jitter: Jitter,
+    ) -> Tell {
+        let is_taken = matches!(error, ControlError::Refused(CommandError::NameTaken { .. }));
+        let mut holders = view.nodes.iter().filter(|(id, node)| **id != us.node && holds_name(node, us));
+        self.holder = holders.next().map(|(id, _)| *id).filter(|_| is_taken);
         let wait = if error.retryable() {
             self.refusals = 0;
             RETRY
@@ -114,6 +130,11 @@ impl Joining {
         self.told = Some(reason);
         Tell::Warn
     }
+}
+
+/// Whether a member has the name that this worker wants.
+fn holds_name(member: &Node, us: &Introduction) -> bool {
+    member.name == us.name && member.state != NodeState::Out
 }
 
 /// Whether the cluster knows a worker as what it is.
@@ -152,12 +173,18 @@ pub async fn stay_joined(
                 changed = published.changed() => if changed.is_err() { return },
                 () = sleep_until(at) => {}
             },
-            Step::Join => join(&control, &us, &mut joining, &*entropy).await,
+            Step::Join => join(&control, &us, &view, &mut joining, &*entropy).await,
         }
     }
 }
 
-async fn join(control: &Control, us: &Introduction, joining: &mut Joining, entropy: &dyn Entropy) {
+async fn join(
+    control: &Control,
+    us: &Introduction,
+    view: &View,
+    joining: &mut Joining,
+    entropy: &dyn Entropy,
+) {
     if joining.joined.is_some() {
         tracing::warn!(
             node = %us.name,
@@ -175,29 +202,81 @@ async fn join(control: &Control, us: &Introduction, joining: &mut Joining, entro
             tracing::info!(node = %us.name, epoch = %done.epoch, "joined");
             joining.handle_joined(done.epoch, Instant::now());
         }
-        Err(error) => match joining.handle_failed(&error, Instant::now(), Jitter::new(entropy.u64())) {
-            Tell::Warn => tracing::warn!(node = %us.name, %error, "cannot join"),
-            Tell::Again => tracing::debug!(node = %us.name, %error, "cannot join yet"),
-        },
+        Err(error) => {
+            let jitter = Jitter::new(entropy.u64());
+            match joining.handle_failed(&error, view, us, Instant::now(), jitter) {
+                Tell::Warn => tracing::warn!(node = %us.name, %error, "cannot join"),
+                Tell::Again => tracing::debug!(node = %us.name, %error, "cannot join yet"),
+            }
+        }
+    }
+}
+
+/// What this process has done about a later start of its node that the cluster has heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outlived {
+    /// It was not told of one.
+    Not,
+    /// It goes on as a later start than that.
+    WentOn,
+    /// It was told again, or cannot go on as one.
+    Told,
+}
+
+impl Outlived {
+    /// The cluster has heard start `known`. An older copy of the data folder, as of a machine's snapshot, is overcome by counting
+    /// on from there. Once: where two processes of one identity live, they would overtake each other at each report.
+    fn handle(&mut self, identity: &Identity, known: Incarnation) {
+        let node = identity.node();
+        match self {
+            Self::Not => match identity.outlive(known) {
+                Ok(start) => {
+                    tracing::warn!(
+                        %node, %known, %start,
+                        "the cluster has heard a later start of this node than its data folder knows: the folder is an older \
+                         copy of itself; goes on as a later start"
+                    );
+                    *self = Self::WentOn;
+                }
+                Err(error) => {
+                    tracing::error!(
+                        %node, %known, %error,
+                        "the cluster has heard a later start of this node and ignores this one, which cannot be counted on: \
+                         empty its data folder"
+                    );
+                    *self = Self::Told;
+                }
+            },
+            Self::WentOn => {
+                tracing::error!(
+                    %node, %known,
+                    "another process reports as this node: two data folders are of one node; stop one and empty its folder"
+                );
+                *self = Self::Told;
+            }
+            Self::Told => tracing::debug!(%node, %known, "a later start of this node is heard"),
+        }
     }
 }
 
 /// Reports to the leader, about once a second and at each change of a stage.
 pub async fn report(
     control: Control,
-    node: NodeId,
-    incarnation: Incarnation,
+    identity: Identity,
     mut reports: watch::Receiver<Arc<Vec<VersionReport>>>,
     statistics: impl Fn() -> Vec<VersionStatistics>,
 ) {
-    let mut sequence = 0;
+    let (mut sequence, mut outlived) = (0, Outlived::Not);
     loop {
         sequence += 1;
         let versions = reports.borrow_and_update().to_vec();
-        let heartbeat = Heartbeat { node, incarnation, sequence, versions, statistics: statistics() };
+        let (node, incarnation, statistics) = (identity.node(), identity.incarnation(), statistics());
+        let heartbeat = Heartbeat { node, incarnation, sequence, versions, statistics };
         let started = Instant::now();
-        if let Err(error) = control.heartbeat(heartbeat).await {
-            tracing::debug!(%error, "no leader heard the report");
+        match control.heartbeat(heartbeat).await {
+            Ok(_) => {}
+            Err(ControlError::Outlived { known, .. }) => outlived.handle(&identity, known),
+            Err(error) => tracing::debug!(%error, "no leader heard the report"),
         }
         let next = started + HEARTBEAT;
         match tokio::time::timeout_at(next, reports.changed()).await {
@@ -213,8 +292,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use roost_protocol::ClusterId;
     use roost_protocol::ring::Speed;
-    use roost_protocol::{ClusterId, CommandError};
 
     fn us() -> Introduction {
         let profile = NodeProfile {
@@ -246,6 +325,31 @@ mod tests {
             nodes: known.map(node).into_iter().collect(),
             models: BTreeMap::new(),
         }
+    }
+
+    #[test]
+    fn a_later_start_is_overtaken_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Arc::new(crate::environment::production::files::OsFiles::open(folder.path()).unwrap());
+        struct Zeros;
+        impl Entropy for Zeros {
+            fn fill(&self, bytes: &mut [u8]) {
+                bytes.fill(0);
+            }
+        }
+        let identity = Identity::open(files, &Zeros).unwrap();
+        let mut outlived = Outlived::Not;
+        outlived.handle(&identity, Incarnation(8));
+        assert_eq!((outlived, identity.incarnation()), (Outlived::WentOn, Incarnation(9)));
+        // Another process that lives overtakes it in turn: it is told, and left alone.
+        for known in [10, 12] {
+            outlived.handle(&identity, Incarnation(known));
+            assert_eq!((outlived, identity.incarnation()), (Outlived::Told, Incarnation(9)));
+        }
+        // A start that cannot be kept is none.
+        let mut outlived = Outlived::Not;
+        outlived.handle(&identity, Incarnation(u64::MAX - 1));
+        assert_eq!((outlived, identity.incarnation()), (Outlived::Told, Incarnation(9)));
     }
 
     fn refused() -> ControlError {
@@ -302,7 +406,7 @@ mod tests {
         for refusal in 0..8 {
             assert_eq!(joining.next(&view(1, None), &us, now), Step::Join);
             let expected = if refusal == 0 { Tell::Warn } else { Tell::Again };
-            assert_eq!(joining.handle_failed(&refused(), now, full), expected);
+            assert_eq!(joining.handle_failed(&refused(), &view(1, None), &us, now, full), expected);
             let Step::WaitUntil(at) = joining.next(&view(1, None), &us, now) else {
                 panic!("it does not wait")
             };
@@ -311,11 +415,39 @@ mod tests {
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
         // Another reason is told, and an election is no refusal.
-        assert_eq!(joining.handle_failed(&unheard(), now, full), Tell::Warn);
+        assert_eq!(joining.handle_failed(&unheard(), &view(1, None), &us, now, full), Tell::Warn);
         assert_eq!(joining.next(&view(1, None), &us, now), Step::WaitUntil(now + RETRY));
-        assert_eq!(joining.handle_failed(&refused(), now, full), Tell::Warn);
+        assert_eq!(joining.handle_failed(&refused(), &view(1, None), &us, now, full), Tell::Warn);
         assert_eq!(joining.next(&view(1, None), &us, now + RETRY), Step::Join);
         joining.handle_joined(epoch(1), now);
-        assert_eq!(joining.handle_failed(&refused(), now, full), Tell::Warn, "it was well in between");
+        assert_eq!(
+            joining.handle_failed(&refused(), &view(1, None), &us, now, full),
+            Tell::Warn,
+            "it was well in between"
+        );
+    }
+    #[tokio::test]
+    async fn a_name_that_is_free_again_is_asked_for_at_once() {
+        let (us, now, full) = (us(), Instant::now(), Jitter::new(u64::MAX));
+        let held = |state| {
+            let mut view = view(1, Some(("h:9", state)));
+            let (_, node) = view.nodes.pop_first().unwrap();
+            view.nodes.insert(NodeId(9), node);
+            view
+        };
+        let taken = held(NodeState::Active);
+        let mut joining = Joining::default();
+        for _ in 0..8 {
+            joining.handle_failed(&refused(), &taken, &us, now, full);
+        }
+        assert_eq!(joining.next(&taken, &us, now), Step::WaitUntil(now + REFUSED_BACKOFF.max));
+        assert_eq!(joining.next(&held(NodeState::Out), &us, now), Step::Join);
+        assert_eq!(joining.next(&view(2, None), &us, now), Step::Join);
+        // The leader knows better than this view, and is asked no more often for that.
+        joining.handle_failed(&refused(), &held(NodeState::Out), &us, now, full);
+        assert_eq!(joining.next(&held(NodeState::Out), &us, now), Step::WaitUntil(now + REFUSED_BACKOFF.max));
+        // Nor does a name help against a refusal for another reason.
+        joining.handle_failed(&unheard(), &taken, &us, now, full);
+        assert_eq!(joining.next(&held(NodeState::Out), &us, now), Step::WaitUntil(now + RETRY));
     }
 }

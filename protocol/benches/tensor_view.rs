@@ -73,6 +73,7 @@ fn frames(bench: &mut Bench) {
         model: "digits".to_owned(),
         version: 2,
         revision: 12,
+        generation: 1,
         choice: 0,
         key_hash: 42,
         tensors,

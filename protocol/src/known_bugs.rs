@@ -3,7 +3,8 @@
 //! The switches are there in builds with debug assertions alone, which tests are; in a release build each is a constant
 //! `false`, and nothing can turn it. Not a cargo feature: features unify over a whole `cargo test --workspace`, so one for the
 //! simulator's tests would either be on in every binary of that build, or cost a build of its own. A profile cannot leak
-//! that way. The switch is per thread, which is per simulation; only the simulator calls [`put_back`].
+//! that way. The switch is per thread, which is per simulation; only the simulator and tests of the disk
+//! call [`put_back`].
 
 /// A bug that can be put back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -5,8 +5,12 @@
 //! durable; a list only after all its blobs. Disks forget and flip bits all the same: a list alone does not say that a
 //! bundle is held ([`BundleStore::missing`] looks at its files), and bytes are hashed again whenever they are loaded or
 //! given to others. How bundles travel is in [`crate::quic::bundles`].
+//!
+//! A store may hang as well as fail: an operation that takes longer than its bytes explain is given up
+//! ([`BundleStoreError::Stalled`]), so that whoever waits can turn to another store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::path::Path;
@@ -21,6 +25,17 @@ use crate::limits::CHUNK_BYTES_MAX;
 const PART_BYTES_MIN: u64 = 5 << 20;
 /// S3 takes no more parts of one upload, so that the parts of a large file are larger.
 const PARTS_MAX: u64 = 10_000;
+
+/// What an operation may take besides the time of its bytes: a disk that wakes up, a queue of fsyncs, a second attempt of a store
+/// on the network.
+const OPERATION: Duration = Duration::from_secs(60);
+/// A slow disk, written to and synced.
+const BYTES_PER_S_MIN: u64 = 4 << 20;
+
+/// How long an operation on so many bytes may take.
+fn patience(bytes: u64) -> Duration {
+    OPERATION + Duration::from_millis(bytes / (BYTES_PER_S_MIN / 1000))
+}
 
 /// What is gathered of a file of so many bytes before it is handed to the store.
 fn part_bytes(file_bytes: u64) -> u64 {
@@ -64,6 +79,12 @@ pub enum BundleStoreError {
     /// The store does not hold the bundle or one of its files.
     #[error("{0} is not held here")]
     Missing(Digest),
+    /// The store neither did nor refused what was asked.
+    #[error("the bundle store did not answer within {after:?}")]
+    Stalled {
+        /// How long that was.
+        after: Duration,
+    },
 }
 
 impl BundleStoreError {
@@ -76,7 +97,9 @@ impl BundleStoreError {
             }
             Self::Missing(digest) => ControlError::NoBundle { digest: digest.to_string() },
             Self::Size { .. } => ControlError::Malformed { what: reason(self) },
-            Self::Store(_) | Self::DamagedList { .. } => ControlError::Storage { reason: reason(self) },
+            Self::Store(_) | Self::DamagedList { .. } | Self::Stalled { .. } => {
+                ControlError::Storage { reason: reason(self) }
+            }
         }
     }
 }
@@ -85,6 +108,26 @@ impl BundleStoreError {
 #[derive(Debug, Clone)]
 pub struct BundleStore {
     store: Arc<dyn ObjectStore>,
+}
+
+/// Gives up on an operation on so many bytes that the store does not answer.
+async fn answered<T>(
+    bytes: u64,
+    operation: impl Future<Output = object_store::Result<T>>,
+) -> Result<T, BundleStoreError> {
+    let after = patience(bytes);
+    Ok(tokio::time::timeout(after, operation).await.map_err(|_| BundleStoreError::Stalled { after })??)
+}
+
+/// [`answered`], where what is not there is none.
+async fn found<T>(
+    operation: impl Future<Output = object_store::Result<T>>,
+) -> Result<Option<T>, BundleStoreError> {
+    match answered(0, operation).await {
+        Ok(found) => Ok(Some(found)),
+        Err(BundleStoreError::Store(object_store::Error::NotFound { .. })) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn blob_path(digest: &Digest) -> Path {
@@ -154,7 +197,8 @@ impl BundleStore {
         }
         let bytes = postcard::to_stdvec(list)
             .map_err(|e| BundleStoreError::DamagedList { digest: list.digest(), reason: e.to_string() })?;
-        self.store.put(&list_path(&list.digest()), PutPayload::from(bytes)).await?;
+        let (path, length) = (list_path(&list.digest()), bytes.len() as u64);
+        answered(length, self.store.put(&path, PutPayload::from(bytes))).await?;
         Ok(())
     }
 
@@ -261,7 +305,7 @@ impl BundleStore {
             Err(BundleStoreError::Missing(_)) => return Ok(()),
             Err(error) => return Err(error),
         };
-        self.store.delete(&list_path(digest)).await?;
+        answered(0, self.store.delete(&list_path(digest))).await?;
         for file in list.files().iter().filter(|file| !keeps(&file.digest)) {
             self.delete(&blob_path(&file.digest)).await?;
         }
@@ -287,7 +331,7 @@ impl BundleStore {
         folder: &str,
         keeps: impl Fn(&Digest) -> bool,
     ) -> Result<usize, BundleStoreError> {
-        let listed = self.store.list_with_delimiter(Some(&Path::from(folder))).await?;
+        let listed = answered(0, self.store.list_with_delimiter(Some(&Path::from(folder)))).await?;
         let mut removed = 0;
         for meta in listed.objects {
             let digest = meta.location.filename().and_then(|name| name.parse().ok());
@@ -305,7 +349,7 @@ impl BundleStore {
     /// # Errors
     /// [`BundleStoreError::Store`] when the store fails.
     pub async fn held(&self) -> Result<Vec<Digest>, BundleStoreError> {
-        let listed = self.store.list_with_delimiter(Some(&Path::from("bundles"))).await?;
+        let listed = answered(0, self.store.list_with_delimiter(Some(&Path::from("bundles")))).await?;
         let digest = |path: &Path| path.filename().and_then(|name| name.parse().ok());
         let mut digests: Vec<Digest> =
             listed.objects.iter().filter_map(|meta| digest(&meta.location)).collect();
@@ -315,11 +359,8 @@ impl BundleStore {
 
     /// The size of a file.
     pub(crate) async fn size(&self, file: &Digest) -> Result<u64, BundleStoreError> {
-        match self.store.head(&blob_path(file)).await {
-            Ok(meta) => Ok(meta.size),
-            Err(object_store::Error::NotFound { .. }) => Err(BundleStoreError::Missing(*file)),
-            Err(error) => Err(error.into()),
-        }
+        let meta = found(self.store.head(&blob_path(file))).await?;
+        Ok(meta.ok_or(BundleStoreError::Missing(*file))?.size)
     }
 
     /// The bytes of a file from `start` to `end`, as they lie there.
@@ -329,10 +370,7 @@ impl BundleStore {
     }
 
     async fn delete(&self, path: &Path) -> Result<(), BundleStoreError> {
-        match self.store.delete(path).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        found(self.store.delete(path)).await.map(|_| ())
     }
 
     async fn get(
@@ -341,11 +379,9 @@ impl BundleStore {
         digest: &Digest,
         options: GetOptions,
     ) -> Result<Bytes, BundleStoreError> {
-        match self.store.get_opts(path, options).await {
-            Ok(result) => Ok(result.bytes().await?),
-            Err(object_store::Error::NotFound { .. }) => Err(BundleStoreError::Missing(*digest)),
-            Err(error) => Err(error.into()),
-        }
+        let result = found(self.store.get_opts(path, options)).await?;
+        let result = result.ok_or(BundleStoreError::Missing(*digest))?;
+        answered(result.range.end - result.range.start, result.bytes()).await
     }
 }
 
@@ -415,11 +451,13 @@ impl BlobWriter {
         }
         match self.upload {
             Some(mut upload) => {
-                upload.complete().await?;
+                // Its bytes may be synced only now.
+                answered(self.written, upload.complete()).await?;
             }
             None => {
                 let payload = PutPayload::from_iter(self.gathered);
-                self.store.put(&blob_path(&self.file.digest), payload).await?;
+                let path = blob_path(&self.file.digest);
+                answered(self.written, self.store.put(&path, payload)).await?;
             }
         }
         Ok(())
@@ -430,19 +468,23 @@ impl BlobWriter {
         self.gathered.clear();
         if let Some(mut upload) = self.upload.take() {
             // What cannot be removed stays under a temporary name and is never listed.
-            let _ = upload.abort().await;
+            let _ = answered(0, upload.abort()).await;
         }
     }
 
     async fn flush(&mut self) -> Result<(), BundleStoreError> {
         let upload = match &mut self.upload {
             Some(upload) => upload,
-            None => self.upload.insert(self.store.put_multipart(&blob_path(&self.file.digest)).await?),
+            None => {
+                let path = blob_path(&self.file.digest);
+                self.upload.insert(answered(0, self.store.put_multipart(&path)).await?)
+            }
         };
         let part = PutPayload::from_iter(std::mem::take(&mut self.gathered));
         self.gathered_bytes = 0;
-        if part.content_length() > 0 {
-            upload.put_part(part).await?;
+        let bytes = part.content_length() as u64;
+        if bytes > 0 {
+            answered(bytes, upload.put_part(part)).await?;
         }
         Ok(())
     }
@@ -458,8 +500,86 @@ impl BlobWriter {
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+
+    use futures::StreamExt;
+    use futures::stream::{self, BoxStream};
+    use object_store::{
+        CopyOptions, GetResult, ListResult, ObjectMeta, PutMultipartOptions, PutOptions, PutResult,
+    };
+
     use super::*;
     use crate::limits::BUNDLE_BYTES_MAX;
+
+    /// A store of which nothing comes back.
+    #[derive(Debug)]
+    struct Hangs;
+
+    impl std::fmt::Display for Hangs {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a store that hangs")
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl ObjectStore for Hangs {
+        async fn put_opts(&self, _: &Path, _: PutPayload, _: PutOptions) -> object_store::Result<PutResult> {
+            pending().await
+        }
+        async fn put_multipart_opts(
+            &self,
+            _: &Path,
+            _: PutMultipartOptions,
+        ) -> object_store::Result<Box<dyn MultipartUpload>> {
+            pending().await
+        }
+        async fn get_opts(&self, _: &Path, _: GetOptions) -> object_store::Result<GetResult> {
+            pending().await
+        }
+        fn delete_stream(
+            &self,
+            _: BoxStream<'static, object_store::Result<Path>>,
+        ) -> BoxStream<'static, object_store::Result<Path>> {
+            stream::pending().boxed()
+        }
+        fn list(&self, _: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+            stream::pending().boxed()
+        }
+        async fn list_with_delimiter(&self, _: Option<&Path>) -> object_store::Result<ListResult> {
+            pending().await
+        }
+        async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> object_store::Result<()> {
+            pending().await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_hangs_is_named() {
+        let store = BundleStore::new(Arc::new(Hangs));
+        let bytes = 3 * PART_BYTES_MIN;
+        let file = BundleFile { name: "model.onnx".to_owned(), bytes, digest: Digest::of(b"") };
+        let list = FileList::new(vec![file.clone()]).unwrap();
+        let whole = || async {
+            let mut writer = store.write(&file);
+            writer.write(Bytes::from(vec![0; bytes as usize])).await?;
+            writer.finish().await
+        };
+        let digest = list.digest();
+        let results = [
+            store.holds(&digest).await.map(|_| ()),
+            store.missing(&list).await.map(|_| ()),
+            store.seal(&list).await,
+            store.read(&file).await.map(|_| ()),
+            store.discard(&file).await.map(|_| ()),
+            store.remove(&digest, |_| false).await,
+            store.sweep(|_| false, |_| false).await.map(|_| ()),
+            store.held().await.map(|_| ()),
+            whole().await,
+        ];
+        for result in results {
+            assert!(matches!(result, Err(BundleStoreError::Stalled { .. })), "{result:?}");
+        }
+    }
 
     #[test]
     fn the_parts_of_every_file_are_few_and_large_enough() {

@@ -1,3 +1,5 @@
+//! Certificates that are issued, read, and refused.
+
 use std::sync::Arc;
 
 use roost_protocol::messages::control::Hello;

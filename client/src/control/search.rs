@@ -13,9 +13,12 @@ use tokio::time::Instant;
 
 use crate::backoff::{Backoff, Jitter};
 
-/// What one coordinator may take in the first round. A commit takes milliseconds; one that died is silent, and its successor is
-/// elected a second later.
+/// What one coordinator may take in the first round, where it is near. A commit takes milliseconds; one that died is silent, and
+/// its successor is elected a second later.
 const FIRST_ATTEMPT_MS: u64 = 500;
+/// What it may take where it is far: two round trips to dial, one to ask, one in which a quorum that is as far agrees, and half as
+/// many again for what is lost on the way. With less, each first round would be in vain.
+const FIRST_ATTEMPT_ROUND_TRIPS: u32 = 6;
 /// What each further round multiplies that by: a coordinator that is alive and slow must come to its end. Attempts of one
 /// request may overlap there, which its id makes harmless.
 const ATTEMPT_GROWTH: u32 = 4;
@@ -89,8 +92,15 @@ impl Search {
         self
     }
 
-    /// The next step. `known` are the coordinators that the view or the config names.
-    pub(super) fn next(&mut self, now: Instant, known: &[String], rng: &mut impl Rng) -> Step {
+    /// The next step. `known` are the coordinators that the view or the config names, `round_trip` is the longest that was measured
+    /// to nodes of the cluster, zero while none was.
+    pub(super) fn next(
+        &mut self,
+        now: Instant,
+        known: &[String],
+        round_trip: Duration,
+        rng: &mut impl Rng,
+    ) -> Step {
         match &self.last {
             Some(error) if !error.retryable() => return Step::GiveUp(error.clone()),
             Some(_) | None => {}
@@ -105,7 +115,8 @@ impl Search {
         match next.filter(|_| !self.answered) {
             Some(address) => {
                 self.tried.push(address.clone());
-                let attempt = self.attempt_first.saturating_mul(ATTEMPT_GROWTH.saturating_pow(self.round));
+                let first = self.attempt_first.max(round_trip.saturating_mul(FIRST_ATTEMPT_ROUND_TRIPS));
+                let attempt = first.saturating_mul(ATTEMPT_GROWTH.saturating_pow(self.round));
                 Step::Try { address, within: attempt.min(self.attempt_max).min(left) }
             }
             None => {
@@ -155,6 +166,7 @@ impl Search {
             ControlError::NotReady { .. } | ControlError::MembersNotReady { .. } => self.answered = true,
             ControlError::Refused(_)
             | ControlError::MembersRefused { .. }
+            | ControlError::Outlived { .. }
             | ControlError::Forbidden { .. }
             | ControlError::WrongCluster { .. }
             | ControlError::ForeignCertificate { .. }
@@ -214,6 +226,7 @@ fn leaves_open(error: &ControlError) -> bool {
         | ControlError::NotReady { .. }
         | ControlError::MembersNotReady { .. }
         | ControlError::MembersRefused { .. }
+        | ControlError::Outlived { .. }
         | ControlError::LimitExceeded { .. } => false,
     }
 }
@@ -229,6 +242,8 @@ mod tests {
     use roost_protocol::CommandError;
 
     use super::*;
+
+    const NEAR: Duration = Duration::ZERO;
 
     /// What a coordinator does in these tables.
     #[derive(Clone, Copy)]
@@ -262,7 +277,7 @@ mod tests {
         let listed: Vec<String> = addresses.iter().filter(|a| !a.starts_with('h')).cloned().collect();
         let mut seen = Vec::new();
         for _ in 0..steps {
-            match search.next(now, &listed, &mut rng) {
+            match search.next(now, &listed, NEAR, &mut rng) {
                 Step::Try { address, .. } => {
                     let says =
                         known.iter().find(|(a, _)| *a == address).map_or(Says::Gone, |(_, says)| *says);
@@ -315,21 +330,21 @@ mod tests {
         let (now, known) = (Instant::now(), ["a".to_owned()]);
         let mut rng = ChaCha12Rng::from_seed([1; 32]);
         let mut search = Search::new(now + Duration::from_secs(1), None);
-        assert!(matches!(search.next(now, &known, &mut rng), Step::Try { .. }));
+        assert!(matches!(search.next(now, &known, NEAR, &mut rng), Step::Try { .. }));
         search.failed("a", error(No));
-        assert!(matches!(search.next(now, &known, &mut rng), Step::GiveUp(_)));
+        assert!(matches!(search.next(now, &known, NEAR, &mut rng), Step::GiveUp(_)));
         search.begin_anew();
-        assert!(matches!(search.next(now, &known, &mut rng), Step::Try { .. }));
+        assert!(matches!(search.next(now, &known, NEAR, &mut rng), Step::Try { .. }));
     }
 
     #[test]
     fn attempts_take_longer_from_round_to_round() {
         let mut rng = ChaCha12Rng::from_seed([1; 32]);
         let (now, known) = (Instant::now(), ["a".to_owned()]);
-        let mut attempts = |mut search: Search| {
+        let mut attempts_at = |mut search: Search, round_trip: Duration| {
             let mut seen = Vec::new();
             while seen.len() < 4 {
-                match search.next(now, &known, &mut rng) {
+                match search.next(now, &known, round_trip, &mut rng) {
                     Step::Try { within, .. } => seen.push(within.as_millis()),
                     Step::Wait(_) | Step::GiveUp(_) => {}
                 }
@@ -338,6 +353,10 @@ mod tests {
             seen
         };
         let search = || Search::new(now + Duration::from_secs(10), None);
+        // Of a group on the same continent, and of one on the far side of a bad line: the first round is not in vain there.
+        assert_eq!(attempts_at(search(), Duration::from_millis(80)), [500, 2_000, 3_000, 3_000]);
+        assert_eq!(attempts_at(search(), Duration::from_millis(400)), [2_400, 3_000, 3_000, 3_000]);
+        let mut attempts = |search: Search| attempts_at(search, NEAR);
         assert_eq!(attempts(search()), [500, 2_000, 3_000, 3_000]);
         let minute = Duration::from_secs(60);
         assert_eq!(attempts(search().with_attempts_up_to(minute)), [500, 2_000, 8_000, 10_000]);
@@ -350,19 +369,19 @@ mod tests {
         let now = Instant::now();
         let mut search = Search::new(now + Duration::from_secs(1), None);
         let known = ["a".to_owned()];
-        let step = search.next(now, &known, &mut rng);
+        let step = search.next(now, &known, NEAR, &mut rng);
         assert_eq!(step, Step::Try { address: "a".to_owned(), within: Duration::from_millis(500) });
         search.failed("a", error(Says::Gone));
-        let Step::Wait(wait) = search.next(now + Duration::from_millis(990), &known, &mut rng) else {
+        let Step::Wait(wait) = search.next(now + Duration::from_millis(990), &known, NEAR, &mut rng) else {
             panic!("no wait after a whole round");
         };
         assert!(wait <= Duration::from_millis(10));
-        let end = search.next(now + Duration::from_secs(1), &known, &mut rng);
+        let end = search.next(now + Duration::from_secs(1), &known, NEAR, &mut rng);
         let reason = error(Says::Gone).to_string();
         assert_eq!(end, Step::GiveUp(ControlError::NoQuorum { reason }), "what it means to whoever asked");
         search.failed("a", error(Says::Nobody));
         search.failed("b", error(Says::Gone));
-        let end = search.next(now + Duration::from_secs(1), &known, &mut rng);
+        let end = search.next(now + Duration::from_secs(1), &known, NEAR, &mut rng);
         assert_eq!(end, Step::GiveUp(error(Says::Nobody)), "a coordinator's word says more");
     }
 }

@@ -42,7 +42,7 @@ impl Control {
         let first = Duration::from_millis(FIRST_MS_MAX);
         let mut search = Search::new(Instant::now() + limit, self.leader()).with_attempts_of(first);
         loop {
-            let step = self.draw(|rng| search.next(Instant::now(), &self.coordinators(), rng));
+            let step = self.next(&mut search);
             let (address, within) = match step {
                 Step::Try { address, within } => (address, within),
                 Step::Wait(wait) => {

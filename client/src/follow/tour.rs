@@ -27,9 +27,15 @@ pub(super) struct Tour {
     /// Orders addresses within their groups, so that many followers spread over the nodes.
     salt: u64,
     rng: ChaCha12Rng,
+    /// Where the tour stands.
     last: Option<String>,
+    /// The address that was tried last, on the tour or beside it.
+    tried: Option<String>,
     /// An address that is known to be ahead, tried next.
     next: Option<String>,
+    /// The last address that was tried for that alone. The tour stands where it stood: else a node that is said to be ahead
+    /// and is not would lead back to the one behind it on the tour, and from there to itself, for ever.
+    beside: Option<String>,
     /// Tries since the last delivery.
     failures: u32,
 }
@@ -46,7 +52,7 @@ pub(super) struct Step {
 impl Tour {
     pub(super) fn new(seeds: Vec<String>, sources: Sources, mut rng: ChaCha12Rng) -> Self {
         let salt = rng.next_u64();
-        Self { seeds, sources, salt, rng, last: None, next: None, failures: 0 }
+        Self { seeds, sources, salt, rng, last: None, tried: None, next: None, beside: None, failures: 0 }
     }
 
     /// All addresses in the order of the tour: seeds, coordinators, workers.
@@ -76,26 +82,41 @@ impl Tour {
     }
 
     /// The next node: the one after the last on the tour. The first try does not wait; waits grow with each
-    /// whole round, so that a few dead nodes do not delay the way to a live one.
+    /// whole round, so that a few nodes that refuse do not delay the way to one that does not.
     pub(super) fn next(&mut self, view: Option<&View>) -> Step {
         let addresses = self.addresses(view);
         let ahead = self.next.take();
-        let wait = match (self.last.is_some(), &ahead) {
+        let wait = match (self.tried.is_some(), &ahead) {
             (false, _) | (true, Some(_)) => Duration::ZERO,
             (true, None) => {
                 let round = self.failures / addresses.len().max(1) as u32;
                 Backoff::OF_REQUESTS.after(round.saturating_add(1), Jitter::new(self.rng.next_u64()))
             }
         };
-        let address = ahead.or_else(|| {
-            let last = self.last.as_ref().and_then(|last| addresses.iter().position(|a| a == last));
-            let next = last.map_or(0, |last| (last + 1) % addresses.len());
-            addresses.get(next).cloned()
-        });
+        self.failures = self.failures.saturating_add(1);
+        if ahead.is_some() {
+            (self.beside, self.tried) = (ahead.clone(), ahead.clone());
+            return Step { wait, address: ahead };
+        }
+        let last = self.last.as_ref().and_then(|last| addresses.iter().position(|a| a == last));
+        let next = last.map_or(0, |last| (last + 1) % addresses.len());
+        let address = addresses.get(next).cloned();
+        if self.beside == address {
+            self.beside = None;
+        }
         // Without any address there is nothing to count, but the wait must not be zero again.
         self.last = Some(address.clone().unwrap_or_default());
-        self.failures = self.failures.saturating_add(1);
+        self.tried = self.last.clone();
         Step { wait, address }
+    }
+
+    /// The node at `address` greeted, be it the last that was tried or one before: the tour goes on from there, unless it was
+    /// tried beside the tour.
+    pub(super) fn arrived(&mut self, address: &str) {
+        self.tried = Some(address.to_owned());
+        if self.beside.as_deref() != Some(address) {
+            self.last = Some(address.to_owned());
+        }
     }
 
     /// A watch delivered a state: the next failure is a first one again.
@@ -106,7 +127,7 @@ impl Tour {
     /// Makes `address` the next, without a wait. Only once in a row, so that a node which claims to be ahead
     /// and does not deliver cannot keep the follower.
     pub(super) fn turn_to(&mut self, address: &str) {
-        if self.last.as_deref() != Some(address) {
+        if self.tried.as_deref() != Some(address) {
             self.next = Some(address.to_owned());
         }
     }
@@ -191,6 +212,33 @@ mod tests {
         assert_eq!(tour.next(None), Step { wait: Duration::ZERO, address: Some("z:1".to_owned()) });
         tour.turn_to("z:1");
         assert_eq!(steps(&mut tour, None, 2), ["a:1", "a:1"]);
+    }
+
+    #[test]
+    fn one_that_is_wrongly_said_to_be_ahead_hides_nobody() {
+        let mut tour = tour(&["a:1", "b:1", "c:1", "d:1"], Sources::AllNodes);
+        let round = steps(&mut tour, None, 4);
+        for liar in ["z:1", round[1].as_str()] {
+            let mut reached = Vec::new();
+            for _ in 0..12 {
+                let Some(address) = tour.next(None).address else { continue };
+                // Each greets, is behind, and is left for the one that is said to be ahead.
+                tour.arrived(&address);
+                tour.turn_to(liar);
+                reached.push(address);
+            }
+            assert!(round.iter().all(|address| reached.contains(address)), "{liar}: {reached:?}");
+        }
+    }
+
+    #[test]
+    fn the_tour_goes_on_from_whoever_greeted() {
+        let mut tour = tour(&["a:1", "b:1", "c:1", "d:1"], Sources::AllNodes);
+        let round = steps(&mut tour, None, 4);
+        // The first of three that were dialled greets, and is lost later.
+        steps(&mut tour, None, 3);
+        tour.arrived(&round[0]);
+        assert_eq!(steps(&mut tour, None, 2), round[1..3]);
     }
 
     #[test]

@@ -1,3 +1,5 @@
+//! Requests that are routed, tried again and hedged, as a state machine.
+
 use std::collections::BTreeMap;
 
 use roost_protocol::messages::infer::Choice;
@@ -16,11 +18,14 @@ struct World {
     tokens: u32,
     p95: Option<Duration>,
     heard: BTreeMap<NodeId, Instant>,
+    /// Nodes that owe answers, from when on.
+    owing: BTreeMap<NodeId, Instant>,
 }
 
 impl World {
     fn of(nodes: &[u64]) -> Self {
-        Self { route: Ok((1, nodes.to_vec())), hoped: false, tokens: 10, p95: None, heard: BTreeMap::new() }
+        let (heard, owing) = (BTreeMap::new(), BTreeMap::new());
+        Self { route: Ok((1, nodes.to_vec())), hoped: false, tokens: 10, p95: None, heard, owing }
     }
 }
 
@@ -52,6 +57,10 @@ impl Surroundings for World {
     fn silent_since(&self, node: NodeId, since: Instant) -> bool {
         self.heard.get(&node).is_none_or(|heard| *heard < since)
     }
+
+    fn owes_since(&self, node: NodeId) -> Option<Instant> {
+        self.owing.get(&node).copied()
+    }
 }
 
 fn unreachable() -> InferError {
@@ -63,7 +72,7 @@ fn not_here() -> InferError {
 }
 
 fn stale() -> InferError {
-    InferError::StaleView { model: "digits".to_owned(), used: 1, newest: 2 }
+    InferError::StaleView { model: "digits".to_owned(), used: 1, newest: 2, generation: 1 }
 }
 
 fn unavailable() -> InferError {
@@ -336,6 +345,26 @@ fn hedges() {
         "the hedge wins",
         true,
         known(5),
+        &[(0, Start, "send 0 to 1"), (10, Tick, "send 1 to 2"), (12, Answers(1), "cancel 0, answer of 1")],
+    );
+    let owing = |ms| World {
+        owing: [(NodeId(1), Instant::now().checked_sub(Duration::from_millis(ms)).unwrap())].into(),
+        ..known(5)
+    };
+    check(
+        "the hedge wins over one that has been silent to others too",
+        true,
+        owing(600),
+        &[
+            (0, Start, "send 0 to 1"),
+            (10, Tick, "send 1 to 2"),
+            (12, Answers(1), "suspect 1, cancel 0, answer of 1"),
+        ],
+    );
+    check(
+        "the hedge wins over one that was not silent for long",
+        true,
+        owing(100),
         &[(0, Start, "send 0 to 1"), (10, Tick, "send 1 to 2"), (12, Answers(1), "cancel 0, answer of 1")],
     );
     check(

@@ -1,3 +1,5 @@
+//! Which nodes a request may go to, by view, readiness and key.
+
 use std::collections::BTreeMap;
 
 use super::*;
@@ -59,7 +61,10 @@ fn an_older_revision_than_was_seen_is_not_used() {
     let split = "digits".parse().unwrap();
     assert_eq!(routes.pick(&split, key(1), seen(1, 4)).unwrap().revision, Revision(4));
     let error = routes.pick(&split, key(1), seen(1, 5)).unwrap_err();
-    assert_eq!(error, InferError::StaleView { model: "digits".to_owned(), used: 4, newest: 5 });
+    assert_eq!(
+        error,
+        InferError::StaleView { model: "digits".to_owned(), used: 4, newest: 5, generation: 1 }
+    );
     // A restore took the revision back; or this view is of before it.
     assert!(routes.pick(&split, key(1), seen(0, 9)).is_ok());
     assert!(routes.pick(&split, key(1), seen(2, 1)).is_err());

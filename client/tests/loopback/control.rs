@@ -104,6 +104,13 @@ async fn heartbeats_remember_the_leader() {
     for sequence in 1..=3 {
         assert_eq!(control.heartbeat(heartbeat(sequence)).await, Ok(Term(5)));
     }
+    // So does one who is told that a later start of the node was heard.
+    let outlived = || ControlError::Outlived { known: Incarnation(9), reported: Incarnation(1) };
+    cluster.peers[0].rules(|_| panic!("it does not lead"));
+    cluster.peers[1].rules(move |_| ControlResponse::Failed(outlived()));
+    for sequence in 4..=5 {
+        assert_eq!(control.heartbeat(heartbeat(sequence)).await, Err(outlived()));
+    }
     // The leader is gone and nobody knows the next: an error at once, and another coordinator the next time.
     cluster.peers[1].rules(|_| ControlResponse::Failed(ControlError::NotLeader { leader: None }));
     cluster.peers[0].rules(|_| ControlResponse::Heard { term: Term(6), epoch: Epoch::default() });

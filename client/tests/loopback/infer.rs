@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use roost_client::{Client, InferError, Response, Tensor};
 use roost_protocol::limits::KEY_BYTES_MAX;
+use tokio::time::Instant;
 
 use crate::peer::{Cluster, Does};
 
@@ -111,6 +112,33 @@ async fn a_node_that_goes_fails_no_request() {
     cluster.peers[1].close().await;
     for i in 0..40 {
         ask(&client, &format!("user-{i}")).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_node_at_the_address_of_another_is_not_taken_for_it() {
+    let mut cluster = Cluster::start(3, 0).await;
+    // As two machines do whose addresses were swapped, before they joined again.
+    let (first, rest) = cluster.peers.split_at_mut(1);
+    std::mem::swap(&mut first[0].address, &mut rest[0].address);
+    cluster.publish_everywhere(2, 0);
+    let client = cluster.client().await;
+    for i in 0..20 {
+        assert_eq!(ask(&client, &format!("user-{i}")).await.unwrap().node.as_str(), "c");
+    }
+    let requests: Vec<u32> = cluster.peers.iter().map(|peer| peer.requests()).collect();
+    assert_eq!(requests, [0, 0, 20]);
+    // Once they have, their keys come back.
+    let (first, rest) = cluster.peers.split_at_mut(1);
+    std::mem::swap(&mut first[0].address, &mut rest[0].address);
+    cluster.publish_everywhere(3, 0);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while cluster.peers[..2].iter().any(|peer| peer.requests() == 0) {
+        for i in 0..20 {
+            ask(&client, &format!("user-{i}")).await.unwrap();
+        }
+        assert!(Instant::now() < deadline, "nobody asks them");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -21,7 +21,7 @@ use roost_protocol::quic::{
     Accepted, Credentials, Dialler, Endpoint, Link, Role, Service, TokioNetwork, finish, watch, write_message,
 };
 use roost_protocol::view::Published;
-use roost_protocol::{ClusterName, ControlError, InferError, Tenant, Tensor};
+use roost_protocol::{ClusterName, ControlError, InferError, NodeId, Tenant, Tensor};
 
 use crate::state::published;
 
@@ -197,9 +197,8 @@ async fn accept(endpoint: Endpoint, inside: Arc<Inside>) {
     while let Some(incoming) = endpoint.accept().await {
         let inside = inside.clone();
         tokio::spawn(async move {
-            let Ok(accepted) = Accepted::greet(incoming, || Hello { cluster: None, node: None }).await else {
-                return;
-            };
+            let hello = Hello { cluster: None, node: Some(NodeId(inside.id)) };
+            let Ok(accepted) = Accepted::greet(incoming, || hello).await else { return };
             let Accepted { service, link } = accepted;
             serve(service, link, inside).await;
         });
@@ -269,11 +268,13 @@ async fn infer(send: &mut SendStream, recv: &mut RecvStream, inside: &Inside) {
         }
         Does::Checks => {
             let model = view.models.keys().next().unwrap();
-            if traffic.revision > request.revision()
+            let generation = view.epoch.generation;
+            if (generation, traffic.revision) > (request.generation(), request.revision())
                 && traffic.pick(model, request.key()) != request.version()
             {
                 let (used, newest) = (request.revision().0, traffic.revision.0);
-                trailer(send, Some(InferError::StaleView { model: model.to_string(), used, newest })).await;
+                let model = model.to_string();
+                trailer(send, Some(InferError::StaleView { model, used, newest, generation })).await;
                 return finish(send);
             }
             answer(send, inside, &request, &[&outputs]).await;
@@ -310,7 +311,7 @@ async fn answer(
 async fn header(send: &mut SendStream, inside: &Inside, request: &InferRequest<'_>) {
     let view = inside.publish.borrow().view.clone().unwrap();
     let revision = view.models.values().next().unwrap().traffic.revision;
-    let node = roost_protocol::NodeId(inside.id);
+    let node = NodeId(inside.id);
     let header = ResponseHeader::new(view.epoch, revision, request.version(), node);
     let bytes = encode_archive(Kind::InferHeader, &header, 0).unwrap();
     // A client that gave up does not read on.

@@ -1,10 +1,13 @@
 //! Following the view.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use roost_client::{Client, ConnectError, Follower, Sources, Tensor};
 use roost_protocol::Epoch;
 use roost_protocol::messages::control::Watched;
+use tokio::net::UdpSocket;
 
 use crate::peer::{Cluster, Does};
 
@@ -66,6 +69,61 @@ async fn a_source_that_lags_is_left_for_the_one_that_is_ahead() {
     }
 }
 
+/// Each node is a quarter of a second away, and nobody waits that long for a node that lags.
+#[tokio::test]
+async fn nodes_that_are_far_away_are_followed() {
+    let mut cluster = Cluster::start(2, 0).await;
+    for peer in &mut cluster.peers {
+        peer.address = far_away(&peer.address, Duration::from_millis(125)).await;
+    }
+    cluster.publish_everywhere(1, 0);
+    let (lags, leads) = (&cluster.peers[0], &cluster.peers[1]);
+    let client = Client::connect(cluster.config(&[lags])).await.unwrap();
+    cluster.peers.iter().for_each(|peer| peer.does(Does::Checks));
+    leads.publish(cluster.state(2, 100));
+    // Whoever leads answers none by the old revision: it is asked again once its view has come.
+    for i in 0..200 {
+        let response =
+            client.infer("digits").key(format!("user-{i}")).input("x", input()).send().await.unwrap();
+        if response.epoch.index == 2 {
+            assert_eq!((response.version.0, response.revision.0), (2, 2));
+            return;
+        }
+    }
+    panic!("the peer that leads was never asked");
+}
+
+/// The address of a way to `address` on which each packet takes so long, for one client.
+async fn far_away(address: &str, takes: Duration) -> String {
+    let bind = async || Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    let (near, far) = (bind().await, bind().await);
+    far.connect(address).await.unwrap();
+    let way = near.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+        let mut client = None;
+        loop {
+            let (packet, to, on) = tokio::select! {
+                came = near.recv_from(&mut asked) => {
+                    let (bytes, from) = came.unwrap();
+                    client = Some(from);
+                    (asked[..bytes].to_vec(), None, far.clone())
+                }
+                came = far.recv(&mut answered) => (answered[..came.unwrap()].to_vec(), client, near.clone()),
+            };
+            tokio::spawn(async move {
+                tokio::time::sleep(takes).await;
+                // Either end may be gone by then, as in any network.
+                let _ = match to {
+                    Some(client) => on.send_to(&packet, client).await,
+                    None => on.send(&packet).await,
+                };
+            });
+        }
+    });
+    way
+}
+
 #[tokio::test]
 async fn a_follower_for_nodes_keeps_to_coordinators_and_stops_when_dropped() {
     let cluster = Cluster::start(1, 0).await;
@@ -79,6 +137,31 @@ async fn a_follower_for_nodes_keeps_to_coordinators_and_stops_when_dropped() {
     while cluster.peers[0].watchers() > 0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Machines that are gone say nothing, and each would be waited for in vain for two seconds.
+#[tokio::test]
+async fn silent_nodes_do_not_keep_anybody_from_a_live_one() {
+    const SILENT: usize = 6;
+    const FOLLOWERS: u8 = 8;
+    /// Half of what those take who wait for half of the silent ones first, one after the other.
+    const WITHIN: Duration = Duration::from_secs(4);
+    let cluster = Cluster::start(1, 0).await;
+    let silent: Vec<_> =
+        join_all((0..SILENT).map(|_| async { UdpSocket::bind("127.0.0.1:0").await.unwrap() })).await;
+    let silent_at = silent.iter().map(|socket| socket.local_addr().unwrap().to_string());
+    let seeds: Vec<String> = silent_at.chain([cluster.peers[0].address.clone()]).collect();
+    let dialler = cluster.dialler().await;
+    // Each tries them in an order of its own; that the live one is early for all has odds of one in a thousand.
+    let follow = |seed| {
+        let (dialler, seeds) = (dialler.clone(), seeds.clone());
+        async move {
+            let follower = Follower::start(dialler, seeds, Watched::All, Sources::AllNodes, [seed; 32]);
+            follower.published().wait_for(|published| published.view.is_some()).await.unwrap();
+        }
+    };
+    let all = tokio::time::timeout(WITHIN, join_all((0..FOLLOWERS).map(follow))).await;
+    assert!(all.is_ok(), "somebody waits for those who are silent");
 }
 
 #[tokio::test]

@@ -22,6 +22,8 @@ use crate::shared::Shared;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 /// What a follower gets to apply what its leader had applied.
 const CATCH_UP: Duration = Duration::from_secs(5);
+/// What the sweep waits for those who judge a bundle, each of which takes some answers of the store. Others wait behind it.
+const ALONE: Duration = Duration::from_secs(10);
 /// Between two looks at what was applied.
 const CATCH_UP_LOOK: Duration = Duration::from_millis(50);
 
@@ -32,7 +34,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         match sweep(&shared).await {
             Ok(Swept { bundles: 0, files: 0 }) => {}
             Ok(Swept { bundles, files }) => tracing::info!(bundles, files, "removed what no version needs"),
-            Err(error) => tracing::debug!(%error, "nothing was removed this time"),
+            Err(error) => tracing::info!(%error, "nothing was removed this time"),
         }
     }
 }
@@ -40,8 +42,10 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 async fn sweep(shared: &Shared) -> Result<Swept, ControlError> {
     let promises = shared.keeping.lock().promises;
     catch_up(shared).await?;
-    // A transfer that goes on would wait for the sweep, or the sweep for it: the next one will do.
-    let Ok(_alone) = shared.keeping.files.try_write() else { return Ok(Swept::default()) };
+    let alone = tokio::time::timeout(ALONE, shared.keeping.files.write()).await;
+    let _alone = alone.map_err(|_| ControlError::Storage {
+        reason: format!("bundles were being looked at for {ALONE:?}, the store may hang"),
+    })?;
     let lists = needed(shared, promises);
     let bundles: BTreeSet<Digest> = lists.keys().copied().collect();
     let files = lists.values().flat_map(|list| list.files().iter().map(|file| file.digest));

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use roost_protocol::manifest::{EngineChoice, Manifest, Replicas};
 use roost_protocol::traffic::Weight;
-use roost_protocol::view::{HostedVersion, Liveness, Model, Node, NodeProfile, NodeReport, VersionReport};
+use roost_protocol::view::{
+    Hold, HostedVersion, Liveness, Model, Node, NodeProfile, NodeReport, VersionReport,
+};
 use roost_protocol::{ClusterId, Digest, Epoch, Incarnation, NodeName, Revision, Term};
 
 use super::*;
@@ -162,6 +164,17 @@ fn nobody_is_out_when_it_may_be_the_coordinators_that_are_cut_off() {
             expected.iter().map(|id| Command::NodeOut { node: NodeId(*id), joined: 7 }).collect();
         assert_eq!(planned, expected, "{nodes:?}");
     }
+}
+
+#[test]
+fn who_is_drained_goes_though_too_few_others_are_heard() {
+    let mut view = view(3);
+    view.nodes.get_mut(&NodeId(2)).unwrap().hold = Some(Hold::Drained);
+    view.nodes.get_mut(&NodeId(3)).unwrap().hold = Some(Hold::Cordoned { since: 1 });
+    let soft = soft(&[]);
+    let planned = |silent| plan(&Outlook { silent: all_silent(&view, silent), ..outlook(&view, &soft) });
+    assert_eq!(planned(OUT_AFTER), [Command::NodeOut { node: NodeId(2), joined: 7 }]);
+    assert_eq!(planned(OUT_AFTER - Duration::from_secs(1)), []);
 }
 
 #[test]

@@ -255,6 +255,7 @@ impl RaftLogStorage<Types> for Log {
     }
 
     async fn purge(&mut self, last: LogIdOf<Types>) -> io::Result<()> {
+        tracing::debug!(last = last.index, "purges the log");
         self.disk
             .write(move |transaction| {
                 put_meta(transaction, PURGED, &Some(LogIdRecord::from(last)))?;

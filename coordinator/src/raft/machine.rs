@@ -104,6 +104,17 @@ impl Machine {
             membership: meta.last_membership.clone(),
         };
         self.publish(view);
+        self.trace();
+    }
+
+    /// Tells which state this is, in few bytes, for whoever compares coordinators. Whole states are encoded for it, so it is
+    /// left to the lowest level.
+    fn trace(&self) {
+        let inner = self.lock();
+        if let Some(applied) = inner.applied {
+            let state = || encode_state(&inner.state).map(|bytes| crc32c::crc32c(&bytes)).ok();
+            tracing::trace!(index = applied.index, state = state(), "reached");
+        }
     }
 
     fn publish(&self, view: Option<Arc<View>>) {
@@ -171,6 +182,13 @@ fn coordinators(membership: &Membership<u64, Member>) -> BTreeMap<NodeId, Coordi
         Some((NodeId(*id), Coordinator { name, address: member.address.clone(), voter: voters.contains(id) }))
     };
     membership.nodes().filter_map(coordinator).collect()
+}
+
+/// The names of the voters; those of two sets while one replaces the other, as `a b c | a b d`.
+fn voters(membership: &Membership<u64, Member>) -> String {
+    let name = |id: &u64| membership.get_node(id).map_or_else(|| id.to_string(), |node| node.name.clone());
+    let set = |set: &BTreeSet<u64>| set.iter().map(name).collect::<Vec<_>>().join(" ");
+    membership.get_joint_config().iter().map(set).collect::<Vec<_>>().join(" | ")
 }
 
 fn decode(meta: &SnapshotMetaOf<Types>, bytes: &[u8]) -> Result<State, RecordError> {
@@ -276,15 +294,23 @@ impl RaftStateMachine<Types> for Machine {
                 self.check_level(&inner.state)?;
                 applied
             };
-            if let EntryPayload::Normal(proposal) = &entry.payload {
-                let (index, command, by) = (entry.log_id.index, &proposal.command, &proposal.by);
-                tracing::debug!(index, ?command, by, result = ?applied.result, "applied");
+            let index = entry.log_id.index;
+            match &entry.payload {
+                EntryPayload::Blank => {}
+                EntryPayload::Normal(proposal) => {
+                    let (command, by) = (&proposal.command, &proposal.by);
+                    tracing::debug!(index, ?command, by, result = ?applied.result, "applied");
+                }
+                EntryPayload::Membership(membership) => {
+                    tracing::debug!(index, voters = voters(membership), "these vote");
+                }
             }
             answers.extend(responder.map(|responder| (responder, applied)));
         }
         // Once for all entries, and ahead of the answers: who hears that a change was made finds it in the view here.
         let view = self.lock().project();
         self.publish(view);
+        self.trace();
         for (responder, applied) in answers {
             responder.send(applied);
         }
@@ -325,6 +351,7 @@ impl RaftSnapshotBuilder<Types> for Machine {
                     (meta, inner.state.clone())
                 };
                 let bytes = encode_state(&state)?;
+                tracing::debug!(bytes = bytes.len(), last = ?meta.last_log_id, "keeps a snapshot");
                 keep_latest(transaction, Snapshot { meta, snapshot: bytes.into() })
             })
             .await

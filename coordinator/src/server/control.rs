@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::change::change;
 use crate::level;
+use crate::liveness::Verdict;
 use crate::members;
 use crate::peer::{PeerRequest, PeerResponse};
 use crate::shared::Shared;
@@ -60,14 +61,23 @@ pub(super) async fn control(
 }
 
 /// Takes a report. A node that is no member is heard too, so that it knows who leads, but nothing is kept of it.
+///
+/// # Errors
+/// [`ControlError::Outlived`] when a later start of the node was heard.
 fn hear(shared: &Shared, heartbeat: Heartbeat, by: &str) -> Result<ControlResponse, ControlError> {
     let member = bears(shared, heartbeat.node, by)?;
+    let reported = heartbeat.incarnation;
     let heard = shared.registry(|registry| {
-        let changed = member && registry.handle_heartbeat(heartbeat, Instant::now());
-        (registry.soft().term, changed.then(|| registry.soft().clone()))
+        let verdict =
+            if member { registry.handle_heartbeat(heartbeat, Instant::now()) } else { Verdict::NoNews };
+        let news = matches!(verdict, Verdict::News).then(|| registry.soft().clone());
+        (registry.soft().term, verdict, news)
     });
-    let (term, changed) = heard.ok_or_else(|| shared.not_leader())?;
-    if let Some(soft) = changed {
+    let (term, verdict, news) = heard.ok_or_else(|| shared.not_leader())?;
+    if let Verdict::Outlived { known } = verdict {
+        return Err(ControlError::Outlived { known, reported });
+    }
+    if let Some(soft) = news {
         shared.publish(soft);
     }
     let epoch = shared.machine.state(|state| state.view_epoch());

@@ -100,6 +100,9 @@ async fn serve_raft(
     if let Err(error) = admits(shared, link) {
         return Ok(Err(error));
     }
+    if matches!(&message, RaftMessage::Append { .. } | RaftMessage::Snapshot { .. }) {
+        shared.hear();
+    }
     let bytes = match &message {
         RaftMessage::Snapshot { bytes, .. } => read_snapshot(recv, *bytes).await?,
         RaftMessage::Append { .. }

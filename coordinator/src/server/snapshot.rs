@@ -23,7 +23,12 @@ use crate::state::State;
 /// # Errors
 /// [`StreamError`] when the stream breaks; refusals are answered and are no error here.
 pub(super) async fn answer(shared: &Shared, send: &mut SendStream, by: &str) -> Result<(), StreamError> {
-    let _one_at_a_time = shared.snapshots.lock().await;
+    // Whoever has gone meanwhile needs none. One that was begun goes on, with its turn: the disk does not give it up.
+    let gone = send.stopped();
+    let _one_at_a_time = tokio::select! {
+        turn = shared.snapshots.lock() => turn,
+        _ = gone => return Ok(()),
+    };
     let parts = match take(shared).await {
         Ok(parts) => parts,
         Err(error) => {

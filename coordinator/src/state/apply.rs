@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use roost_protocol::bundle::FileList;
-use roost_protocol::error::reason;
+use roost_protocol::error;
 use roost_protocol::limits::{MODELS_MAX, NODES_MAX};
 use roost_protocol::manifest::Manifest;
 use roost_protocol::messages::control::{HeldFrom, Outcome, RolloutEventKind};
@@ -95,7 +95,10 @@ impl State {
             Command::Reserve { files } => self.reserve(files),
             Command::CommitVersion { model, digest, manifest, note, holders, new_version } => {
                 match self.version_of(model, digest).filter(|_| !new_version) {
-                    Some(version) => Ok(Outcome::Pushed { version, stable: false, existing: true }),
+                    Some(version) => {
+                        self.end_reservation(digest);
+                        Ok(Outcome::Pushed { version, stable: false, existing: true })
+                    }
                     None => self.commit_version(model, digest, manifest, note, holders, by),
                 }
             }
@@ -137,7 +140,9 @@ impl State {
             }
             Command::Hold { node, from } => self.hold(*node, *from),
             Command::NodeOut { node, joined } => self.node_out(*node, *joined),
-            Command::Exclude { node, joined, version, reason: _ } => self.exclude(*node, *joined, version),
+            Command::Exclude { node, joined, version, reason } => {
+                self.exclude(*node, *joined, version, reason, by)
+            }
             Command::Collect { digest, reserved_at_ms } => self.collect(digest, *reserved_at_ms),
             Command::Refuse { error } => Err(CommandError::clone(error)),
             Command::Retain { model, keep } => self.retain(model, *keep),
@@ -150,19 +155,15 @@ impl State {
 
     fn reserve(&mut self, files: &FileList) -> Result<Outcome, CommandError> {
         let digest = files.digest();
-        let known = match self.bundles.get_mut(&digest) {
-            Some(bundle) => {
-                let known = bundle.reserved_at_ms.is_none();
-                bundle.reserved_at_ms = bundle.reserved_at_ms.map(|_| self.now_ms);
-                known
-            }
-            None => {
+        let known = self.needed_bundles().contains(&digest);
+        let reserved_at_ms = Some(self.now_ms);
+        match self.bundles.get_mut(&digest) {
+            Some(bundle) if bundle.reserved_at_ms.is_some() => bundle.reserved_at_ms = reserved_at_ms,
+            _ => {
                 self.forget_oldest_reservation();
-                let record = BundleRecord { files: files.clone(), reserved_at_ms: Some(self.now_ms) };
-                self.bundles.insert(digest, record);
-                false
+                self.bundles.insert(digest, BundleRecord { files: files.clone(), reserved_at_ms });
             }
-        };
+        }
         Ok(Outcome::Reserved { known })
     }
 
@@ -173,7 +174,16 @@ impl State {
         if reserved.len() >= RESERVATIONS_MAX
             && let Some((_, oldest)) = reserved.first()
         {
-            self.bundles.remove(oldest);
+            self.end_reservation(oldest);
+        }
+    }
+
+    /// Keeps a bundle no longer than versions need it.
+    fn end_reservation(&mut self, digest: &Digest) {
+        if !self.needed_bundles().contains(digest) {
+            self.bundles.remove(digest);
+        } else if let Some(bundle) = self.bundles.get_mut(digest) {
+            bundle.reserved_at_ms = None;
         }
     }
 
@@ -186,7 +196,7 @@ impl State {
         holders: &BTreeSet<NodeId>,
         by: &str,
     ) -> Result<Outcome, CommandError> {
-        manifest.check().map_err(|error| CommandError::BadManifest { reason: reason(error) })?;
+        manifest.check().map_err(|error| CommandError::BadManifest { reason: error::reason(error) })?;
         let manifest_bytes = encoded_bytes(manifest);
         check_version(manifest_bytes, note)?;
         let bundle = self.bundles.get(digest);
@@ -233,9 +243,7 @@ impl State {
         if !known {
             record.note(RolloutEventKind::First(version), now_ms, by);
         }
-        if let Some(bundle) = self.bundles.get_mut(digest) {
-            bundle.reserved_at_ms = None;
-        }
+        self.end_reservation(digest);
         Ok(Outcome::Pushed { version, stable: !known, existing: false })
     }
 
@@ -254,11 +262,11 @@ impl State {
             record.versions.keys().take(old).filter(|version| !hosted.contains(version)).copied().collect();
         let forgotten = versions.iter().filter_map(|version| record.versions.remove(version));
         let forgotten: BTreeSet<Digest> = forgotten.map(|version| version.digest).collect();
-        let needed =
-            self.models.values().flat_map(|model| model.versions.values().map(|version| version.digest));
-        let needed: BTreeSet<Digest> = needed.collect();
-        for digest in forgotten.difference(&needed) {
-            self.bundles.remove(digest);
+        for digest in forgotten.difference(&self.needed_bundles()) {
+            // A push may count on it.
+            if self.bundles.get(digest).is_some_and(|bundle| bundle.reserved_at_ms.is_none()) {
+                self.bundles.remove(digest);
+            }
         }
         Ok(Outcome::Forgotten { versions })
     }
@@ -344,8 +352,14 @@ impl State {
         // Whoever held back the machine of this name means its successor too.
         let known = self.nodes.get(&replaced.unwrap_or(node));
         let hold = known.and_then(|known| known.node.hold);
+        let before = known.map_or(0, |known| encoded_bytes(&known.node));
         let joined = Node { name, address, state: NodeState::Active, hold, profile };
-        check_view(self.view_bytes(), encoded_bytes(&joined))?;
+        // It takes the place of what is known of it. Who needs no more room than that always has it: what grows without being
+        // asked for may have filled the view meanwhile.
+        let after = encoded_bytes(&joined);
+        if after > before {
+            check_view(self.view_bytes() - before, after)?;
+        }
         if let Some(replaced) = replaced {
             self.nodes.remove(&replaced);
             self.lift_exclusions(replaced);
@@ -393,21 +407,29 @@ impl State {
         node: NodeId,
         joined: u64,
         version: &ModelVersion,
+        reason: &str,
+        by: &str,
     ) -> Result<Outcome, CommandError> {
         let unknown = || CommandError::UnknownNode { name: node.to_string() };
-        if self.nodes.get(&node).ok_or_else(unknown)?.joined != joined {
+        let known = self.nodes.get(&node).ok_or_else(unknown)?;
+        if known.joined != joined {
             return Ok(Outcome::Applied);
         }
+        let (now_ms, name) = (self.now_ms, known.node.name.clone());
         let unknown = || CommandError::UnknownVersion { version: version.clone() };
         let model = self.model_mut(&version.model)?;
-        model.versions.get_mut(&version.version).ok_or_else(unknown)?.excluded.insert(node);
+        if model.versions.get_mut(&version.version).ok_or_else(unknown)?.excluded.insert(node) {
+            // Once it let go of the version, the worker says no more of it.
+            let (version, reason) = (version.version, error::reason(reason));
+            model.note_excluded(version, name, reason, now_ms, by);
+        }
         Ok(Outcome::Applied)
     }
 
     fn collect(&mut self, digest: &Digest, reserved_at_ms: u64) -> Result<Outcome, CommandError> {
         let bundle = self.bundles.get(digest);
         if bundle.is_some_and(|bundle| bundle.reserved_at_ms == Some(reserved_at_ms)) {
-            self.bundles.remove(digest);
+            self.end_reservation(digest);
         }
         Ok(Outcome::Applied)
     }

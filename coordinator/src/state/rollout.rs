@@ -18,7 +18,7 @@ use roost_protocol::error::reason;
 use roost_protocol::limits::ROLLOUT_HISTORY_MAX;
 use roost_protocol::messages::control::{Outcome, Rollout, RolloutEvent, RolloutEventKind, RolloutState};
 use roost_protocol::traffic::{Canary, Weight};
-use roost_protocol::{CommandError, ModelName, ModelVersion, Revision, Version};
+use roost_protocol::{CommandError, ModelName, ModelVersion, NodeName, Revision, Version};
 
 use super::ModelRecord;
 
@@ -158,6 +158,23 @@ impl ModelRecord {
         }
         let revision = self.traffic.revision;
         self.history.push(RolloutEvent { at_ms: now_ms, by: by.to_owned(), kind, revision });
+    }
+
+    /// Records that a version is not placed on a node any more, in the place of what was recorded of it before: a node that
+    /// fails at each start must not push the rollouts out.
+    pub(super) fn note_excluded(
+        &mut self,
+        version: Version,
+        node: NodeName,
+        reason: String,
+        now_ms: u64,
+        by: &str,
+    ) {
+        self.history.retain(|event| match &event.kind {
+            RolloutEventKind::Excluded { version: known, node: of, .. } => (*known, of) != (version, &node),
+            _ => true,
+        });
+        self.note(RolloutEventKind::Excluded { version, node, reason }, now_ms, by);
     }
 
     /// All traffic to one version, in one switch.

@@ -6,6 +6,7 @@ mod table;
 
 use proptest::prelude::*;
 use roost_protocol::bundle::{BundleFile, MODEL_FILE};
+use roost_protocol::messages::control::RolloutEventKind;
 use roost_protocol::traffic::KeyHash;
 use roost_protocol::view::{Hold, NodeState};
 
@@ -288,15 +289,26 @@ fn an_exclusion_that_was_planned_before_the_last_join_comes_to_nothing() {
     let planned = cluster.joined(1);
     cluster.run(join(1, "a")).unwrap();
     let exclude =
-        |joined| Command::Exclude { node: NodeId(1), joined, version: at(1), reason: String::new() };
+        |joined| Command::Exclude { node: NodeId(1), joined, version: at(1), reason: "no memory".to_owned() };
     let excluded = |cluster: &Cluster| {
         cluster.state.view().unwrap().models[&digits()].versions[&Version(1)].excluded.clone()
     };
+    let told =
+        |cluster: &Cluster| cluster.state.rollout(&digits()).unwrap().history.last().unwrap().kind.clone();
     cluster.run(exclude(planned)).unwrap();
     assert_eq!(excluded(&cluster), [].into(), "it may load now what it could not then");
     let joined = cluster.joined(1);
     cluster.run(exclude(joined)).unwrap();
     assert_eq!(excluded(&cluster), [NodeId(1)].into());
+    let (node, reason) = (NodeName::new("a").unwrap(), "no memory".to_owned());
+    assert_eq!(told(&cluster), RolloutEventKind::Excluded { version: Version(1), node, reason });
+    // However often it fails.
+    let events = |cluster: &Cluster| cluster.state.rollout(&digits()).unwrap().history.len();
+    let before = events(&cluster);
+    cluster.run(join(1, "a")).unwrap();
+    let joined = cluster.joined(1);
+    cluster.run(exclude(joined)).unwrap();
+    assert_eq!((excluded(&cluster), events(&cluster)), ([NodeId(1)].into(), before));
 }
 
 #[test]
@@ -428,6 +440,34 @@ fn a_reservation_is_collected_unless_it_was_renewed_or_committed() {
     cluster.push("a", &[1, 2]).unwrap();
     cluster.run(renewed).unwrap();
     assert!(cluster.state.bundle(&digest).is_some());
+}
+
+#[test]
+fn a_bundle_of_a_version_that_is_reserved_again_outlives_the_version() {
+    let mut cluster = Cluster::with_versions(3);
+    let reserve = |cluster: &mut Cluster, content| {
+        cluster.run(Command::Reserve { files: files(content) }).unwrap();
+        let (digest, reserved_at_ms) = cluster.state.reservations().next().unwrap();
+        Command::Collect { digest: *digest, reserved_at_ms }
+    };
+    let referenced =
+        |cluster: &Cluster, digest| cluster.state.referenced_bundles().any(|(known, _)| *known == digest);
+    let digest = files("v2").digest();
+    let collect = reserve(&mut cluster, "v2");
+    assert!(referenced(&cluster, digest), "a push of it changes nothing for the version");
+    let forgotten = Outcome::Forgotten { versions: vec![Version(2)] };
+    assert_eq!(cluster.run(Command::Retain { model: digits(), keep: 1 }), Ok(forgotten));
+    assert!(cluster.state.bundle(&digest).is_some() && !referenced(&cluster, digest));
+    cluster.run(collect).unwrap();
+    assert!(cluster.state.bundle(&digest).is_none(), "the push was never committed");
+
+    // Whether the reservation is given up or its push is committed, the version keeps its bundle.
+    let digest = files("v3").digest();
+    let collect = reserve(&mut cluster, "v3");
+    cluster.run(collect).unwrap();
+    cluster.push("v3", &[1, 2]).unwrap();
+    assert!(referenced(&cluster, digest));
+    assert_eq!(cluster.state.reservations().count(), 0);
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub enum Fault {
     Sync(u64),
     /// The power fails ahead of the operation of that number, writes and fsyncs counted together.
     Cut(u64),
+    /// The power fails in the midst of the write of that number: its tail is torn off, at a byte that the number chooses.
+    Torn(u64),
     /// One bit of the read of that number is another; the second number says which.
     Read(u64, u64),
 }
@@ -50,6 +52,7 @@ struct Inner {
     fault: Fault,
     counts: Counts,
     failed: bool,
+    torn: bool,
 }
 
 impl Disk {
@@ -57,7 +60,8 @@ impl Disk {
     pub fn new(image: Vec<u8>, fault: Fault) -> Self {
         let (durable, present) = (image.clone(), image);
         let (pending, counts) = (Vec::new(), Counts::default());
-        Self(Arc::new(Mutex::new(Inner { durable, pending, present, fault, counts, failed: false })))
+        let (failed, torn) = (false, false);
+        Self(Arc::new(Mutex::new(Inner { durable, pending, present, fault, counts, failed, torn })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -97,6 +101,11 @@ impl Disk {
     pub fn failed(&self) -> bool {
         self.lock().failed
     }
+
+    /// Whether the tail of a write was torn off: not that of a new length, nor of a single byte.
+    pub fn torn(&self) -> bool {
+        self.lock().torn
+    }
 }
 
 fn put(image: &mut Vec<u8>, at: u64, bytes: &[u8]) {
@@ -127,6 +136,7 @@ impl Inner {
             Fault::Cut(at) if self.counts.writes + self.counts.syncs >= at => {
                 Err(self.fail(io::ErrorKind::Other, "has no power"))
             }
+            Fault::Torn(_) if self.failed => Err(self.fail(io::ErrorKind::Other, "has no power")),
             _ => Ok(()),
         }
     }
@@ -137,22 +147,39 @@ impl Inner {
         match self.fault {
             Fault::Write(at) if at == self.counts.writes => {
                 if let Pending::Bytes(at, bytes) = &pending {
-                    let half = Pending::Bytes(*at, bytes[..bytes.len() / 2].to_vec());
-                    apply(&mut self.present, &half);
-                    self.pending.push(half);
+                    self.take(Pending::Bytes(*at, bytes[..bytes.len() / 2].to_vec()));
                 }
                 Err(self.fail(io::ErrorKind::Other, "failed a write"))
+            }
+            Fault::Torn(at) if at == self.counts.writes => {
+                if let Pending::Bytes(offset, bytes) = &pending
+                    && bytes.len() > 1
+                {
+                    let rest = 1 + spread(at) % (bytes.len() - 1);
+                    self.take(Pending::Bytes(*offset, bytes[..rest].to_vec()));
+                    self.torn = true;
+                }
+                Err(self.fail(io::ErrorKind::Other, "has no power"))
             }
             Fault::Full(at) if at <= self.counts.writes => {
                 Err(self.fail(io::ErrorKind::StorageFull, "has no room"))
             }
             _ => {
-                apply(&mut self.present, &pending);
-                self.pending.push(pending);
+                self.take(pending);
                 Ok(())
             }
         }
     }
+
+    fn take(&mut self, pending: Pending) {
+        apply(&mut self.present, &pending);
+        self.pending.push(pending);
+    }
+}
+
+/// Fibonacci hashing (Knuth, volume 3, section 6.4): far apart for neighbours.
+pub fn spread(number: u64) -> usize {
+    (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) as usize
 }
 
 impl StorageBackend for Disk {
@@ -168,9 +195,7 @@ impl StorageBackend for Disk {
         if let Fault::Read(read, which) = inner.fault
             && read == inner.counts.reads
         {
-            // Fibonacci hashing (Knuth, volume 3, section 6.4): far apart for neighbours.
-            let at = (read << 8 | which).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
-            let at = at as usize % (out.len() * 8);
+            let at = spread(read << 8 | which) % (out.len() * 8);
             out[at / 8] ^= 1 << (at % 8);
         }
         Ok(())
@@ -187,8 +212,9 @@ impl StorageBackend for Disk {
         if inner.fault == Fault::Sync(inner.counts.syncs) {
             return Err(inner.fail(io::ErrorKind::Other, "failed an fsync"));
         }
-        inner.durable = inner.present.clone();
-        inner.pending.clear();
+        for pending in std::mem::take(&mut inner.pending) {
+            apply(&mut inner.durable, &pending);
+        }
         Ok(())
     }
 

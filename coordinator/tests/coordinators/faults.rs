@@ -180,18 +180,19 @@ impl Run {
 }
 
 /// Up to so many numbers from 1 to `last`, spread evenly.
-fn spread(last: u64, count: u64) -> Vec<u64> {
+pub fn spread(last: u64, count: u64) -> Vec<u64> {
     let count = count.min(last);
     (0..count).map(|i| 1 + i * last / count).collect()
 }
 
 /// Whether a coordinator names what its disk did. Where the power fails, whatever comes next does.
-fn names(named: &DiskFault, fault: Fault) -> bool {
+pub fn names(named: &DiskFault, fault: Fault) -> bool {
     match (fault, named) {
         (Fault::Write(_), DiskFault::Write(why)) => why.contains("failed a write"),
         (Fault::Full(_), DiskFault::Full(why)) => why.contains("has no room"),
         (Fault::Sync(_), DiskFault::Sync(why)) => why.contains("failed an fsync"),
         (Fault::Cut(_), DiskFault::Write(why) | DiskFault::Sync(why)) => why.contains("has no power"),
+        (Fault::Torn(_), DiskFault::Write(why)) => why.contains("has no power"),
         (Fault::Read(..), DiskFault::Damaged(_) | DiskFault::Stopped(_)) => true,
         _ => false,
     }
@@ -238,7 +239,7 @@ async fn a_disk_that_fails_once_stops_the_coordinator_and_loses_nothing() {
             Fault::Full(_) => "full disk",
             Fault::Sync(_) => "failed fsync",
             Fault::Cut(_) => "lost power",
-            Fault::None | Fault::Read(..) => "flipped bit",
+            Fault::None | Fault::Torn(_) | Fault::Read(..) => "none of these",
         };
         *met.entry(kind).or_default() += 1;
     }

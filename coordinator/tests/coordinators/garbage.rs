@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use roost_protocol::messages::control::{ControlRequest, Query};
+use roost_protocol::frame::{Kind, Prefix};
+use roost_protocol::messages::control::{BundleRequest, BundleResponse, Change, ControlRequest, Query};
+use roost_protocol::quic::stream::{read_message, write_message};
 use roost_protocol::{ControlError, Digest};
 use tokio::time::Instant;
 
@@ -76,5 +78,48 @@ async fn what_no_version_needs_is_removed_and_nothing_else() {
     let_sweep().await;
     store.loses(b"reserved").await;
     assert!(store.holds(b"version"));
+    member.stop().await;
+}
+
+/// A side of a transfer that takes its time: a byte each so long.
+const BYTE_EVERY: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn a_transfer_that_goes_on_does_not_keep_what_no_version_needs() {
+    let party = Party::new(1);
+    let member = party.start(1, Start { inline: true, ..Start::default() }).await.unwrap();
+    let store = Store(party.folder(1).join("bundles"));
+    let operator = party.operator().await;
+    operator.push(b"version").await;
+    // Takes longer than the time between two sweeps.
+    let content: &[u8] = &[7; 100];
+    let files = files_of(content);
+    operator.change(Change::ReservePush { files: files.clone() }).await.unwrap();
+    let link = operator.bundles.to(party.address(1)).await.unwrap();
+    let (mut send, mut recv) = link.open().await.unwrap();
+    let put = BundleRequest::Put { file: files.files()[0].clone() };
+    write_message(&mut send, Kind::BundleRequest, &put).await.unwrap();
+    let upload = tokio::spawn(async move {
+        let prefix = Prefix::new(Kind::BundleChunk, 0, content.len() as u64).unwrap();
+        send.write_all(&prefix.encode()).await.unwrap();
+        for byte in content {
+            tokio::time::sleep(BYTE_EVERY).await;
+            send.write_all(&[*byte]).await.unwrap();
+        }
+        read_message::<BundleResponse>(&mut recv, Kind::BundleResponse).await.unwrap()
+    });
+    std::fs::write(store.file(b"stray"), b"stray").unwrap();
+    let_sweep().await;
+    store.loses(b"stray").await;
+    assert!(!upload.is_finished(), "it went on all the while");
+    // What it brings is kept by the sweeps to come, as what is reserved.
+    tokio::time::pause();
+    assert_eq!(upload.await.unwrap(), BundleResponse::Held);
+    tokio::time::resume();
+    let_sweep().await;
+    std::fs::write(store.file(b"stray"), b"stray").unwrap();
+    let_sweep().await;
+    store.loses(b"stray").await;
+    assert!(store.file(content).exists() && store.holds(b"version"));
     member.stop().await;
 }

@@ -1,9 +1,14 @@
 //! A group of three: it forms, agrees, loses a member and takes it back, also by way of a snapshot.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use futures::StreamExt;
 use futures::stream;
-use roost_protocol::messages::control::{Answer, Change, Outcome, Query};
-use roost_protocol::view::Published;
+use roost_protocol::messages::control::{Answer, Change, Outcome, Query, Watched};
+use roost_protocol::quic::Link;
+use roost_protocol::quic::watch::{Update, Watch, WatchError};
+use roost_protocol::view::{Published, View};
 use roost_protocol::{ClusterId, CommandError, ControlError, Label, ModelVersion, RequestId, Version};
 
 use crate::party::{Party, digits, log, stop_all};
@@ -93,5 +98,54 @@ async fn a_follower_that_was_away_for_long_takes_the_snapshot() {
     let mut back = party.member(away).await;
     back.publishes(last).await;
     members[away - 1] = Some(back);
+    stop_all(members).await;
+}
+
+/// A watch at `member`, and the first view that it delivers.
+async fn watch(link: &Link) -> (Watch, Arc<View>) {
+    let mut watch = Watch::start(link, None, Watched::All).await.unwrap();
+    loop {
+        if let Update::View(view) = watch.next().await.unwrap() {
+            return (watch, view);
+        }
+    }
+}
+
+/// One that was let go is sent nothing more, not even the change that says so; whoever watches it has to hear that others may
+/// know more. With nobody else to turn to, it still gives what it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_hears_no_leader_ends_the_watches_it_serves_and_takes_new_ones() {
+    let party = Party::new(3);
+    let mut members = party.members().await;
+    let operator = party.operator().await;
+    operator.push(b"one").await;
+    let leader = operator.leader().await;
+    let left = if leader == 1 { 2 } else { 1 };
+    members[left - 1].as_mut().unwrap().publishes(|published| knows(published, 1)).await;
+    let link = operator.control.to(party.address(left)).await.unwrap();
+    let (mut watching, before) = watch(&link).await;
+
+    // As long as a leader is heard, the watch goes on: longer than the silence of fifty heartbeats of 100 ms.
+    let quiet = async {
+        loop {
+            watching.next().await.unwrap();
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(7), quiet).await.is_err(), "it goes on for ever");
+
+    for other in (1..=3).filter(|other| *other != left) {
+        members[other - 1].take().unwrap().stop().await;
+    }
+    let ended = async {
+        loop {
+            if let Err(error) = watching.next().await {
+                return error;
+            }
+        }
+    };
+    let error = tokio::time::timeout(Duration::from_secs(30), ended).await.expect("it ends");
+    assert!(matches!(error, WatchError::Stream(_)), "{error}");
+    let (_watch, after) = watch(&link).await;
+    assert_eq!(before.models, after.models);
     stop_all(members).await;
 }

@@ -6,12 +6,16 @@
 mod bundles;
 mod disk;
 mod faults;
+mod flips;
 mod garbage;
 mod group;
+mod in_flight;
 mod level;
 mod lost;
 mod party;
 mod records;
 mod recovery;
 mod requests;
+mod rot;
+mod storage;
 mod store;

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::Write;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
@@ -18,7 +19,7 @@ use redb::backends::FileBackend;
 use roost_coordinator::peer::{PeerRequest, PeerResponse};
 use roost_coordinator::state::LEVEL;
 use roost_coordinator::{
-    Coordinator, CoordinatorConfig, CoordinatorParts, GroupMember, Job, JobQueue, StartError,
+    Coordinator, CoordinatorConfig, CoordinatorParts, GroupMember, Job, JobQueue, RaftConfig, StartError,
 };
 use roost_protocol::bundle::{BundleFile, FileList, MODEL_FILE};
 use roost_protocol::frame::Kind;
@@ -254,6 +255,10 @@ impl Party {
             address,
             group: self.group.clone(),
             level: how.level.unwrap_or(LEVEL),
+            raft: RaftConfig {
+                heartbeat_ms: NonZeroU16::MIN.saturating_add(99),
+                snapshot_entries: NonZeroU32::MIN.saturating_add(4_095),
+            },
         };
         let coordinator = match Coordinator::start(config, parts).await {
             Ok(coordinator) => coordinator,

@@ -1,6 +1,7 @@
 //! Records that redb finds in order and that are not what was written: a flipped bit in a log record, in a chunk of a
 //! snapshot, or in what the coordinator knows of itself. It does not start, and says which record it was.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::{StreamExt, stream};
@@ -15,7 +16,7 @@ use roost_protocol::NodeId;
 use roost_protocol::view::Published;
 use tokio::sync::watch;
 
-use crate::disk::{Disk, Fault};
+use crate::disk::{Disk, Fault, spread};
 use crate::faults::{End, MANY, Run};
 use crate::party::Inline;
 
@@ -30,7 +31,7 @@ const SNAPSHOT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapshot
 
 /// A record of a coordinator's database.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
+pub enum Place {
     Log(u64),
     Meta(String),
     Snapshot(u64),
@@ -59,54 +60,71 @@ fn open(image: Vec<u8>) -> (Disk, Database) {
     (disk, database)
 }
 
-fn places(image: &[u8]) -> Vec<Place> {
+/// The records of a database.
+pub fn records(image: &[u8]) -> Vec<(Place, Vec<u8>)> {
     let (_, database) = open(image.to_vec());
     let transaction = database.begin_read().unwrap();
-    let mut places = Vec::new();
+    let mut records = Vec::new();
     for row in transaction.open_table(LOG).unwrap().iter().unwrap() {
-        places.push(Place::Log(row.unwrap().0.value()));
+        let (index, record) = row.unwrap();
+        records.push((Place::Log(index.value()), record.value().to_vec()));
     }
     for row in transaction.open_table(META).unwrap().iter().unwrap() {
-        places.push(Place::Meta(row.unwrap().0.value().to_owned()));
+        let (name, record) = row.unwrap();
+        records.push((Place::Meta(name.value().to_owned()), record.value().to_vec()));
     }
     for row in transaction.open_table(SNAPSHOT).unwrap().iter().unwrap() {
-        places.push(Place::Snapshot(row.unwrap().0.value()));
+        let (number, record) = row.unwrap();
+        records.push((Place::Snapshot(number.value()), record.value().to_vec()));
     }
-    places
+    records
 }
 
-/// Flips a bit of a record, by way of the database: its own checksums are right afterwards.
-fn flip(image: Vec<u8>, place: &Place, which: usize) -> Vec<u8> {
-    let flipped = |record: &[u8]| {
-        let mut record = record.to_vec();
-        // Fibonacci hashing (Knuth, volume 3, section 6.4): spread over the record.
-        let at = (which + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
-        let at = at % (record.len() * 8);
-        record[at / 8] ^= 1 << (at % 8);
-        record
-    };
+/// Different bits of the record of that number, spread over it: so many, or all that it has.
+pub fn bits(number: usize, record: &[u8], count: usize) -> BTreeSet<usize> {
+    let bits = record.len() * 8;
+    let step = |which: u64| spread((number as u64) << 32 | which) % bits;
+    let mut chosen = BTreeSet::new();
+    let mut which = 0;
+    while chosen.len() < count.min(bits) {
+        chosen.insert(step(which));
+        which += 1;
+    }
+    chosen
+}
+
+/// Puts a record in a place, by way of the database: its own checksums are right afterwards.
+pub fn put(image: Vec<u8>, place: &Place, record: &[u8]) -> Vec<u8> {
     let (disk, database) = open(image);
     let transaction = database.begin_write().unwrap();
     match place {
-        Place::Log(key) => {
-            let mut table = transaction.open_table(LOG).unwrap();
-            let record = flipped(table.get(key).unwrap().unwrap().value());
-            table.insert(key, record.as_slice()).unwrap();
-        }
+        Place::Log(key) => drop(transaction.open_table(LOG).unwrap().insert(key, record).unwrap()),
         Place::Meta(key) => {
-            let mut table = transaction.open_table(META).unwrap();
-            let record = flipped(table.get(key.as_str()).unwrap().unwrap().value());
-            table.insert(key.as_str(), record.as_slice()).unwrap();
+            drop(transaction.open_table(META).unwrap().insert(key.as_str(), record).unwrap());
         }
-        Place::Snapshot(key) => {
-            let mut table = transaction.open_table(SNAPSHOT).unwrap();
-            let record = flipped(table.get(key).unwrap().unwrap().value());
-            table.insert(key, record.as_slice()).unwrap();
-        }
+        Place::Snapshot(key) => drop(transaction.open_table(SNAPSHOT).unwrap().insert(key, record).unwrap()),
     }
     transaction.commit().unwrap();
     drop(database);
     disk.after_kill()
+}
+
+/// A record with a bit flipped.
+pub fn flipped(record: &[u8], bit: usize) -> Vec<u8> {
+    let mut record = record.to_vec();
+    record[bit / 8] ^= 1 << (bit % 8);
+    record
+}
+
+impl Place {
+    /// What a record is called when it is damaged.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Log(index) => format!("log entry {index}:"),
+            Self::Meta(name) => format!("{name}:"),
+            Self::Snapshot(number) => format!("chunk {number} of the snapshot:"),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -117,26 +135,25 @@ async fn a_flipped_bit_in_a_record_is_named_and_nothing_is_answered() {
     let image = with_snapshot(made.images[0].clone()).await;
     let sound = Run::new(image.clone(), Fault::None).await.look(made.acknowledged()).await;
     assert!(matches!(sound, End::WentOn), "{sound:?}");
-    let places = places(&image);
-    assert!(places.contains(&Place::Snapshot(0)) && places.len() > 12, "{places:?}");
-    let flips = places.iter().flat_map(|place| (0..BITS).map(move |which| (place, which)));
-    let runs = stream::iter(flips).map(|(place, which)| {
-        let damaged = flip(image.clone(), place, which);
+    let records = records(&image);
+    assert!(records.iter().any(|(place, _)| *place == Place::Snapshot(0)) && records.len() > 12);
+    let flips = records.iter().enumerate().flat_map(|(number, (place, record))| {
+        bits(number, record, BITS).into_iter().map(move |bit| (place, record, bit))
+    });
+    let runs = stream::iter(flips).map(|(place, record, bit)| {
+        let damaged = put(image.clone(), place, &flipped(record, bit));
         async move {
             let run = Run::new(damaged, Fault::None).await;
             // Not one of the changes may be looked up: the answers may come from what is damaged.
             let end = run.look(0).await;
-            let name = match place {
-                Place::Log(index) => format!("log entry {index}:"),
-                Place::Meta(name) => format!("{name}:"),
-                Place::Snapshot(number) => format!("chunk {number} of the snapshot:"),
-            };
             match end.fault() {
-                Some(DiskFault::Damaged(why)) => assert!(why.contains(&name), "{place:?} {which}: {why}"),
-                other => panic!("{place:?} {which}: {other:?}"),
+                Some(DiskFault::Damaged(why)) => {
+                    assert!(why.contains(&place.name()), "{place:?} {bit}: {why}");
+                }
+                other => panic!("{place:?} {bit}: {other:?}"),
             }
         }
     });
-    println!("{} positions in {} records", places.len() * BITS, places.len());
+    println!("{} positions in {} records", records.len() * BITS, records.len());
     runs.buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
 }

@@ -7,12 +7,12 @@ use roost_coordinator::raft::network::RaftMessage;
 use roost_coordinator::raft::record::VoteRecord;
 use roost_protocol::frame::Kind;
 use roost_protocol::messages::control::{
-    Answer, Change, ControlRequest, ControlResponse, Hello, Outcome, Query, RolloutState,
+    Answer, Change, ControlRequest, ControlResponse, Heartbeat, Hello, Outcome, Query, RolloutState,
 };
 use roost_protocol::quic::{Role, Service};
 use roost_protocol::view::Liveness;
 use roost_protocol::{
-    ClusterId, CommandError, ControlError, Epoch, ModelVersion, NodeId, RequestId, Version,
+    ClusterId, CommandError, ControlError, Epoch, Incarnation, ModelVersion, NodeId, RequestId, Version,
 };
 use tokio::time::Instant;
 
@@ -122,6 +122,25 @@ async fn a_worker_speaks_for_itself_alone() {
     forbidden(other.ask(change(RequestId(4 << 64), Change::Undo { model: digits() })).await);
     let Answer::Cluster(cluster) = operator.query(Query::Cluster).await else { panic!() };
     assert_eq!(cluster.soft.nodes[&NodeId(11)].versions.len(), 1);
+    stop_all(members).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_hears_that_a_later_start_of_it_was_heard() {
+    let party = Party::new(1);
+    let members = party.members().await;
+    party.operator().await.leader().await;
+    let one = party.worker("w1", 11).await;
+    let (request, sent) = (RequestId(1), Epoch::default());
+    one.ask(ControlRequest::Change { request, sent, change: one.join() }).await.unwrap();
+    let report = |start| {
+        let ControlRequest::Heartbeat(heartbeat) = one.report(&[]) else { panic!("no report") };
+        ControlRequest::Heartbeat(Heartbeat { incarnation: Incarnation(start), ..heartbeat })
+    };
+    assert!(matches!(one.ask(report(5)).await, Ok(ControlResponse::Heard { .. })));
+    let outlived = ControlError::Outlived { known: Incarnation(5), reported: Incarnation(4) };
+    assert_eq!(one.ask(report(4)).await, Err(outlived));
+    assert!(matches!(one.ask(report(6)).await, Ok(ControlResponse::Heard { .. })));
     stop_all(members).await;
 }
 

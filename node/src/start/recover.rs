@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -93,8 +93,9 @@ pub fn main(options: &RecoverOptions) -> anyhow::Result<()> {
         Some(s3) => runtime.block_on(crate::process::s3_store(s3, &cluster, entry))?,
         None => files.bundles(BUNDLES)?,
     };
-    let kept = keep(&present)?;
     let entropy: &dyn Entropy = &OsEntropy;
+    let identity = Identity::open(files.clone(), entropy)?;
+    let kept = keep(&present)?;
     // As for a new node: TOML's integers are signed.
     let node = NodeId(entropy.u64() >> 1);
     let recovery = Recovery {
@@ -115,7 +116,7 @@ pub fn main(options: &RecoverOptions) -> anyhow::Result<()> {
             }
         };
         // Should this fail, the node does not start: its database is another node's. The command may be given again.
-        Identity::open(files.clone(), entropy)?.become_another(node, recovered.cluster)?;
+        identity.become_another(node, recovered.cluster)?;
         let (name, looked) = (entry.name.as_str(), missing(&BundleStore::new(bundles), &recovered).await);
         let (missing, unknown) = match looked {
             Ok(missing) => (Some(missing), None),
@@ -132,13 +133,18 @@ pub fn main(options: &RecoverOptions) -> anyhow::Result<()> {
 async fn look_at_copy(present: &Path, files: &dyn Files) -> anyhow::Result<Found> {
     let name = format!("{DATABASE}.looked-at");
     let copy = present.with_file_name(&name);
-    std::fs::copy(present, &copy)
-        .with_context(|| format!("cannot copy the database to {}", copy.display()))?;
-    let found = match files.database(&name) {
-        Ok(database) => look(database, Arc::new(Inline)).await.map_err(anyhow::Error::from),
-        Err(error) => Err(error.into()),
+    let looked = async {
+        std::fs::copy(present, &copy)
+            .with_context(|| format!("cannot copy the database to {}", copy.display()))?;
+        anyhow::Ok(look(files.database(&name)?, Arc::new(Inline)).await?)
     };
-    std::fs::remove_file(&copy)?;
+    let found = looked.await;
+    // Should it stay, the next look takes its place.
+    if let Err(error) = std::fs::remove_file(&copy)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        eprintln!("{} can be removed by hand: {error}", copy.display());
+    }
     found
 }
 
@@ -158,9 +164,15 @@ fn keep(present: &Path) -> anyhow::Result<Option<PathBuf>> {
     let mut free =
         (1..u32::MAX).map(|number| present.with_file_name(format!("{DATABASE}.before-recovery-{number}")));
     let kept = free.find(|path| !path.exists()).context("no name is free for the old database")?;
-    std::fs::copy(present, &kept)
-        .with_context(|| format!("cannot copy the database to {}", kept.display()))?;
-    File::open(&kept)?.sync_all()?;
+    // Under its name once it is whole, so that half a copy is never taken for the database as it was.
+    let part = kept.with_added_extension("part");
+    std::fs::copy(present, &part)
+        .with_context(|| format!("cannot copy the database to {}", part.display()))?;
+    File::open(&part)?.sync_all()?;
+    std::fs::rename(&part, &kept)?;
+    if let Some(folder) = kept.parent() {
+        File::open(folder)?.sync_all()?;
+    }
     Ok(Some(kept))
 }
 
@@ -219,7 +231,9 @@ impl fmt::Display for Told<'_> {
         writeln!(
             f,
             "Start {name}; then start the other coordinators with empty data folders, and take each in by\n\
-             `roost cluster members add NAME --address HOST:PORT` and `roost cluster members promote NAME`."
+             `roost cluster members add NAME --address HOST:PORT` and `roost cluster members promote NAME`.\n\
+             Workers that kept their data folders join by themselves. One that lost its folder joins under its name once the\n\
+             old one is out: `roost node drain NAME`, and a minute later, when it has joined, `roost node uncordon NAME`."
         )
     }
 }

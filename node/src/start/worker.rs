@@ -92,8 +92,7 @@ impl WorkerRole {
         let (handle, reports) = (worker.handle(), worker.reports());
         let counted = handle.clone();
         let statistics = move || counted.statistics();
-        let incarnation = identity.incarnation();
-        tasks.spawn("report", membership::report(control.clone(), node, incarnation, reports, statistics));
+        tasks.spawn("report", membership::report(control.clone(), identity.clone(), reports, statistics));
         let serve = move |accepted: Accepted| {
             let (handle, published) = (handle.clone(), published.clone());
             async move {

@@ -195,6 +195,7 @@ impl Gate {
     /// As [`Admission::admit`].
     pub fn admit(&self, bytes: u64) -> Result<Permit, Refusal> {
         let grant = self.lock().admit(1, bytes)?;
+        tracing::trace!(rows = 1, bytes, "admitted");
         Ok(Permit { gate: self.clone(), grant: Some(grant) })
     }
 
@@ -209,7 +210,8 @@ impl Gate {
     }
 }
 
-/// What one request holds of a [`Gate`], until it is dropped.
+/// What one request holds of a [`Gate`], until it is dropped. What it takes and gives back is traced, for whoever counts
+/// independently.
 #[derive(Debug)]
 pub struct Permit {
     gate: Gate,
@@ -223,7 +225,14 @@ impl Permit {
     /// As [`Admission::widen`].
     pub fn widen(&mut self, rows: u64) -> Result<(), Refusal> {
         match &mut self.grant {
-            Some(grant) => self.gate.lock().widen(grant, rows),
+            Some(grant) => {
+                let before = grant.rows;
+                self.gate.lock().widen(grant, rows)?;
+                if grant.rows > before {
+                    tracing::trace!(rows = grant.rows - before, bytes = 0, "admitted");
+                }
+                Ok(())
+            }
             None => Ok(()),
         }
     }
@@ -232,6 +241,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(grant) = self.grant.take() {
+            tracing::trace!(rows = grant.rows, bytes = grant.bytes, "gave back");
             self.gate.lock().release(grant, Instant::now());
         }
     }

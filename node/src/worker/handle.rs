@@ -53,6 +53,7 @@ pub(super) struct Ask<'a> {
     pub model: &'a str,
     pub version: Version,
     pub revision: Revision,
+    pub generation: u32,
     pub choice: Choice,
     pub key: KeyHash,
     pub priority: u8,
@@ -78,6 +79,7 @@ impl WorkerHandle {
                 model: &header.model,
                 version: Version(header.version),
                 revision: Revision(header.revision),
+                generation: header.generation,
                 choice: Choice::from_code(header.choice)?,
                 key: KeyHash(header.key_hash),
                 priority: header.priority,
@@ -190,8 +192,9 @@ fn check_traffic(
     is_ready: impl Fn(Version) -> bool,
 ) -> Result<(), InferError> {
     let Some(model) = view.models.get(&version.model) else { return Ok(()) };
-    let traffic = &model.traffic;
-    if traffic.revision <= ask.revision || roost_protocol::KnownBug::OlderRevision.is_in() {
+    let (traffic, generation) = (&model.traffic, view.epoch.generation);
+    let is_as_new = (generation, traffic.revision) <= (ask.generation, ask.revision);
+    if is_as_new || roost_protocol::KnownBug::OlderRevision.is_in() {
         return Ok(());
     }
     let picked = traffic.pick(&version.model, ask.key);
@@ -203,7 +206,7 @@ fn check_traffic(
         Choice::Fallback if !is_ready(picked) => Ok(()),
         Choice::Split | Choice::Fallback => {
             let (used, newest) = (ask.revision.0, traffic.revision.0);
-            Err(InferError::StaleView { model: version.model.to_string(), used, newest })
+            Err(InferError::StaleView { model: version.model.to_string(), used, newest, generation })
         }
     }
 }

@@ -242,6 +242,10 @@ pub fn handle_event(
         Event::Woken { in_flight } => match state {
             State::FetchWaiting(past) => Ok((State::Fetching(past), vec![Command::Fetch])),
             State::Restarting(past) => Ok((State::Verifying(past), vec![Command::Verify])),
+            // The executors that were given up are tried again.
+            State::Ready(past) if past.live < rules.executors => {
+                Ok((State::Verifying(past), vec![Command::Verify]))
+            }
             State::Draining { past, since } => Ok(handle_drain_check(rules, past, since, now, in_flight)),
             State::Failed { .. } => Ok(begin()),
             State::Fetching(_)
@@ -346,7 +350,7 @@ fn give_up(past: Past, reason: String) -> Next {
         return (State::Failed { reason }, vec![Command::Abandon, Command::Unload, Command::Wake(GIVEN_UP)]);
     }
     let past = Past { live: past.live, deaths: past.deaths, ..Past::default() };
-    (State::Ready(past), vec![Command::Abandon])
+    (State::Ready(past), vec![Command::Abandon, Command::Wake(GIVEN_UP)])
 }
 
 /// `None` when no executor is there to die.

@@ -104,6 +104,7 @@ impl WorkerHandle {
                 model: &header.model,
                 version: request.version(),
                 revision: request.revision(),
+                generation: request.generation(),
                 choice: request.choice(),
                 key: request.key(),
                 priority: header.priority,
@@ -146,7 +147,9 @@ impl Failed {
                 })
             }
             StreamError::Frame(error) => Self::Refused(InferError::Malformed { what: reason(error) }),
-            error @ (StreamError::Broken(_) | StreamError::Ended) => Self::Stream(error),
+            error @ (StreamError::Broken(_) | StreamError::Ended | StreamError::Stalled { .. }) => {
+                Self::Stream(error)
+            }
         }
     }
 }

@@ -106,6 +106,7 @@ async fn a_node_is_drained_and_comes_back() {
     let (mut cluster, client, data) = start().await;
     let roost = Roost::of(&cluster);
     let load = Load::at_rate(client.clone(), data, RATE_PER_S);
+    let begun = Instant::now();
     let said = roost.run("node drain w9").await;
     assert!(said.code == Some(1) && said.err.contains("there is no worker w9"), "{said:?}");
     let said = roost.ok("node drain w1 --timeout 60").await;
@@ -128,6 +129,8 @@ async fn a_node_is_drained_and_comes_back() {
     roost
         .until("cluster status", |status| crate::roost::nodes_at(status, "digits@1", "ready").contains(&"w1"))
         .await;
+    let gap = load.longest_gap(begun, Instant::now());
+    println!("a node drained, restarted and taken back, longest time without an answer {gap:?}");
     load.end().await;
     cluster.stop().await;
 }

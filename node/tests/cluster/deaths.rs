@@ -21,8 +21,12 @@ use crate::{at, digits, wait_for};
 const DEATHS: usize = 50;
 /// Requests a second beside: enough that no gap stays unseen, and the cores are free for elections.
 const RATE_PER_S: u32 = 200;
-/// The load's requests have no answer for so long at most while only coordinators die, besides what busy cores cost.
-const WINDOW: Duration = Duration::from_secs(3);
+/// For so long after a death it is looked how long nothing was answered.
+const WINDOW: Duration = Duration::from_secs(4);
+
+/// Until everything is served again after everything died at once, at most. The aim is 3 s, which quiet cores keep. Busy ones take
+/// longer, and what waits for something that never comes takes longer than this.
+const SERVING_AGAIN_MAX: Duration = Duration::from_secs(10);
 
 const COORDINATORS: [&str; 3] = ["c1", "c2", "c3"];
 
@@ -157,7 +161,7 @@ pub async fn all_caught_up(control: &Control) {
 }
 
 /// Has each coordinator lead in turn, and compares what they keep.
-async fn all_keep_the_same(control: &Control) {
+pub async fn all_keep_the_same(control: &Control) {
     all_caught_up(control).await;
     let members: Vec<NodeId> = control.members().await.unwrap().members.iter().map(|m| m.node).collect();
     let mut first = None;
@@ -208,7 +212,10 @@ async fn the_leader_dies_at_each_point_of_each_change() {
             }
             let after = kept(&control).await;
             let made = after.times(what, &note) - before;
-            assert!(if insists { made == 1 } else { made <= 1 }, "{note}: made {made} times; {after:#?}");
+            // What was committed is there although nobody was told; a reservation is not the push.
+            let committed = point.ends_with(".Committed") && !point.starts_with("Reserve.");
+            let right = if insists || committed { made == 1 } else { made <= 1 };
+            assert!(right, "{note}: made {made} times; {after:#?}");
             println!("{note}: {dead} died, made {made} times");
             cluster.spawn(&dead);
             clear(&client).await;
@@ -237,7 +244,7 @@ async fn the_leader_dies_at_random_moments() {
     let control = client.control().clone();
     let load = Load::at_rate(client.clone(), data, RATE_PER_S);
     let operator = Operator::start(&client);
-    let (mut writes, mut reads, mut gaps, mut checked) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let (mut writes, mut reads, mut gaps) = (Vec::new(), Vec::new(), Vec::new());
     let mut random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
     println!("random moments from {random}");
     for _ in 0..DEATHS {
@@ -256,17 +263,16 @@ async fn the_leader_dies_at_random_moments() {
         cluster.spawn(&name);
         all_caught_up(&control).await;
         gaps.push(load.longest_gap(killed, Instant::now().min(killed + WINDOW)));
-        checked += operator.check(&control).await;
+        operator.check(&control).await;
     }
-    let made = operator.end().await;
-    println!(
-        "{DEATHS} leaders killed, {made} changes acknowledged, of which {checked} were looked for meanwhile"
-    );
+    let acknowledged = operator.end(&control).await;
+    println!("{DEATHS} leaders killed, {} changes acknowledged, each found once", acknowledged.count());
     print_percentiles("writes again after", writes);
     print_percentiles("reads again after", reads);
     print_percentiles("longest time without an inference", gaps);
     load.end().await;
     all_keep_the_same(&control).await;
+    acknowledged.check_versions(&control).await;
     cluster.stop().await;
 }
 
@@ -301,7 +307,6 @@ async fn everything_dies_at_once() {
     let control = client.control().clone();
     let load = Load::at_rate(client.clone(), data, RATE_PER_S);
     let operator = Operator::start(&client);
-    let mut times = Vec::new();
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_millis(700)).await;
         let names: Vec<String> = cluster.nodes().iter().map(|(name, _)| name.clone()).collect();
@@ -316,11 +321,12 @@ async fn everything_dies_at_once() {
             }
             assert!(begun.elapsed() < PATIENCE, "nothing is inferred");
         };
-        times.push([write, read, served - begun]);
+        let took = [write, read, served - begun];
+        println!("all five processes killed; from their start to the first write, read, inference: {took:?}");
+        assert!(took.iter().all(|took| *took < SERVING_AGAIN_MAX), "{took:?}");
         operator.check(&control).await;
     }
-    operator.end().await;
-    println!("all five processes killed; from their start to the first write, read, inference: {times:?}");
+    let acknowledged = operator.end(&control).await;
     // What was asked while nobody lived may have failed; afterwards everything is as it was.
     let (failed, sent) = load.end_counting().await;
     println!("{} of {sent} requests failed while no worker lived", failed.len());
@@ -329,5 +335,7 @@ async fn everything_dies_at_once() {
     })
     .await;
     all_keep_the_same(&control).await;
+    acknowledged.check_versions(&control).await;
+    println!("{} changes acknowledged, each found once", acknowledged.count());
     cluster.stop().await;
 }

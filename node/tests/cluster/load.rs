@@ -14,6 +14,9 @@ use tokio::time::Instant;
 use crate::support::Digits;
 use crate::{at, digits};
 
+/// Without an answer for so long, a cluster is out. Requests wait longer, and so do not fail; busy cores cost tenths of a second.
+const OUTAGE: Duration = Duration::from_secs(3);
+
 /// Sends requests until it is told to stop. Every failure counts.
 pub struct Load {
     stop: Arc<AtomicBool>,
@@ -73,14 +76,16 @@ impl Load {
         self.answered.lock().unwrap().iter().filter(|at| (from..to).contains(at)).count()
     }
 
-    /// The longest time between two moments in which nothing was answered.
+    /// The longest time between two moments in which nothing was answered; it must be no outage.
     pub fn longest_gap(&self, from: Instant, to: Instant) -> Duration {
         let answered = self.answered.lock().unwrap();
         let mut between: Vec<Instant> =
             answered.iter().copied().filter(|at| (from..to).contains(at)).collect();
         between.extend([from, to]);
         between.sort();
-        between.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+        let gap = between.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
+        assert!(gap < OUTAGE, "nothing was answered for {gap:?}");
+        gap
     }
 
     /// When the first answer came after a moment.
@@ -171,42 +176,67 @@ impl Operator {
         Self { stop, log, tasks: vec![writes, reads] }
     }
 
-    /// Looks for all that was acknowledged since the last look; returns how much that was.
-    pub async fn check(&self, control: &Control) -> usize {
+    /// Looks for all that was acknowledged since the last look.
+    pub async fn check(&self, control: &Control) {
         let marks: Vec<Mark> = {
             let mut log = self.log.lock().unwrap();
             let until = log.acknowledged.len();
             let from = std::mem::replace(&mut log.checked, until);
             log.acknowledged[from..].to_vec()
         };
-        let versions = control.versions(&digits()).await.unwrap();
-        let history = control.rollout(&digits()).await.unwrap().history;
-        let times = |mark: &Mark| match mark {
-            Mark::Version(version, note) => {
-                let alike = versions.iter().filter(|found| found.note == *note).count();
-                let right = versions.iter().any(|found| found.version == *version && found.note == *note);
-                if right { alike } else { 0 }
-            }
-            Mark::Abort(reason) => {
-                let is = |kind: &RolloutEventKind| matches!(kind, RolloutEventKind::Aborted { reason: r, .. } if r == reason);
-                history.iter().filter(|event| is(&event.kind)).count()
-            }
-            // Without it there was nothing to abort.
-            Mark::Start => 1,
-        };
-        for mark in &marks {
-            assert_eq!(times(mark), 1, "{mark:?} was acknowledged; {versions:#?} {history:#?}");
-        }
-        marks.len()
+        find(&marks, control).await;
     }
 
-    /// Ends it.
-    pub async fn end(self) -> usize {
+    /// Ends it, and looks for what was not looked for.
+    pub async fn end(mut self, control: &Control) -> Acknowledged {
         self.stop.store(true, Ordering::Relaxed);
-        for task in self.tasks {
+        for task in std::mem::take(&mut self.tasks) {
             task.await.unwrap();
         }
-        self.log.lock().unwrap().acknowledged.len()
+        self.check(control).await;
+        let log = self.log.lock().unwrap();
+        assert_eq!(log.checked, log.acknowledged.len());
+        Acknowledged(log.acknowledged.clone())
+    }
+}
+
+/// All changes that were acknowledged to an operator, each of which was looked for soon after.
+pub struct Acknowledged(Vec<Mark>);
+
+impl Acknowledged {
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Looks for all versions again: a model's history forgets, but not its versions.
+    pub async fn check_versions(&self, control: &Control) {
+        let versions: Vec<Mark> =
+            self.0.iter().filter(|mark| matches!(mark, Mark::Version(..))).cloned().collect();
+        assert!(!versions.is_empty());
+        find(&versions, control).await;
+    }
+}
+
+/// Each of these is there once.
+async fn find(marks: &[Mark], control: &Control) {
+    let versions = control.versions(&digits()).await.unwrap();
+    let history = control.rollout(&digits()).await.unwrap().history;
+    let times = |mark: &Mark| match mark {
+        Mark::Version(version, note) => {
+            let alike = versions.iter().filter(|found| found.note == *note).count();
+            let right = versions.iter().any(|found| found.version == *version && found.note == *note);
+            if right { alike } else { 0 }
+        }
+        Mark::Abort(reason) => {
+            let is = |kind: &RolloutEventKind| matches!(kind, RolloutEventKind::Aborted { reason: r, .. } if r == reason);
+            history.iter().filter(|event| is(&event.kind)).count()
+        }
+        // Without it there was nothing to abort.
+        Mark::Start => 1,
+    };
+    for mark in marks {
+        assert_eq!(times(mark), 1, "{mark:?} was acknowledged; {versions:#?} {history:#?}");
     }
 }
 

@@ -7,7 +7,10 @@ mod bad_input;
 mod command_line;
 mod damage;
 mod deaths;
+mod disk_faults;
+mod holds;
 mod load;
+mod lost_workers;
 mod membership;
 mod pictures;
 mod recovery;
@@ -15,6 +18,7 @@ mod roost;
 mod s3;
 mod start_up;
 mod support;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

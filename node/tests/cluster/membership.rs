@@ -1,13 +1,18 @@
-//! Three coordinators become five, then three others, and a lost one is replaced, while a client asks on.
+//! Three coordinators become five, then three others, and a lost one is replaced by a machine elsewhere, while clients ask on at a
+//! steady rate.
 
 use std::sync::Arc;
 
 use roost_protocol::Version;
+use tokio::time::Instant;
 
 use crate::at;
 use crate::load::Load;
 use crate::roost::{Roost, rows};
 use crate::support::{Cluster, Digits, digits_folder, files, push, wait_for_stage};
+
+/// Requests a second.
+const RATE_PER_S: u32 = 500;
 
 /// The roles that a list of members shows, by name.
 fn roles(list: &str, names: &[&str]) -> Vec<String> {
@@ -36,7 +41,8 @@ async fn coordinators_come_and_go() {
     let digits = Arc::new(Digits::read());
     push(&client, "digits", &digits_folder().join("v1")).await;
     wait_for_stage(&client, &at(1), 2).await;
-    let load = Load::start(client.clone(), digits.clone());
+    let load = Load::at_rate(client.clone(), digits.clone(), RATE_PER_S);
+    let begun = Instant::now();
 
     // To five.
     let addresses = cluster.add_coordinators(&["c4", "c5"]);
@@ -83,11 +89,13 @@ async fn coordinators_come_and_go() {
     let list = roost.until("cluster members list", |list| hears(list, "c4")).await;
     assert!(list.contains(&address), "{list}");
 
-    // A machine is lost with its disk, and another takes its place.
+    // A machine is lost with its disk, and another takes its place, under another address.
     cluster.kill("c5");
     std::fs::remove_dir_all(cluster.data_of("c5")).unwrap();
+    let address = cluster.move_node("c5");
     cluster.spawn("c5");
-    let said = roost.ok("cluster members replace c5 --timeout 60").await;
+    let said = roost.ok(&format!("cluster members replace c5 --address {address} --timeout 60")).await;
+    assert!(said.contains(&address), "{said}");
     assert_eq!(voters(&said), 3, "{said}");
     assert_eq!(roles(&said, &["c5"]).concat().matches('+').count(), 0, "{said}");
     let blobs = files(&cluster.data_of("c5").join("bundles/blobs"));
@@ -99,6 +107,12 @@ async fn coordinators_come_and_go() {
     assert!(promoted.contains("digits@2"), "{promoted}");
     let log = cluster.log("c4");
     assert!(log.contains("the config differs from the committed membership"), "{log}");
+    println!(
+        "three coordinators became five, then three others, one moved, one replaced elsewhere, in {:?}, longest time without an \
+         answer {:?}",
+        begun.elapsed(),
+        load.longest_gap(begun, Instant::now())
+    );
     load.end().await;
     cluster.stop().await;
 }

@@ -71,13 +71,17 @@ impl Cluster {
 
     /// Says in which zones nodes stand.
     pub fn set_zones(&mut self, zones: &[(&str, &str)]) {
-        let path = self.folder.path().join("cluster.toml");
-        let mut config = std::fs::read_to_string(&path).unwrap();
         for (name, zone) in zones {
-            let line = format!("name = \"{name}\"\n");
-            config = config.replace(&line, &format!("{line}zone = \"{zone}\"\n"));
+            self.describe(name, &format!("zone = \"{zone}\""));
         }
-        std::fs::write(&path, config).unwrap();
+    }
+
+    /// Adds a line to what the config says of a node.
+    pub fn describe(&mut self, name: &str, line: &str) {
+        let path = self.folder.path().join("cluster.toml");
+        let config = std::fs::read_to_string(&path).unwrap();
+        let named = format!("name = \"{name}\"\n");
+        std::fs::write(&path, config.replace(&named, &format!("{named}{line}\n"))).unwrap();
     }
 
     /// Adds coordinators to the config, which have no certificate and no process yet. Returns their addresses.
@@ -136,8 +140,27 @@ impl Cluster {
 
     /// Starts a node of the config.
     pub fn spawn(&mut self, name: &str) {
+        self.spawn_by(Command::new(env!("CARGO_BIN_EXE_roost-node")), name);
+    }
+
+    /// Starts a node whose writes fail beyond [`Cluster::limit_files`], as they do on a disk. By default it would be killed.
+    pub fn spawn_limitable(&mut self, name: &str) {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_roost-node")]);
+        self.spawn_by(shell, name);
+    }
+
+    /// Lets a process write no file beyond so many bytes from now on.
+    pub fn limit_files(&self, name: &str, bytes: u64) {
+        let process = self.processes[name].id().to_string();
+        let limit = format!("--fsize={bytes}");
+        let limited = Command::new("prlimit").args(["--pid", &process, &limit]).status().unwrap();
+        assert!(limited.success());
+    }
+
+    fn spawn_by(&mut self, mut command: Command, name: &str) {
         let log = std::fs::File::options().create(true).append(true).open(self.log_of(name)).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_roost-node"))
+        let child = command
             .arg("--config")
             .arg(self.folder.path().join("cluster.toml"))
             .args(["--name", name])

@@ -26,6 +26,7 @@ pub fn header(version: &str) -> InferHeader {
         model: model.to_string(),
         version: version.0,
         revision: 1,
+        generation: 1,
         choice: Choice::Pinned as u8,
         key_hash: 0,
         tensors: Vec::new(),

@@ -37,7 +37,7 @@ async fn it_is_sent_back_once_the_version_that_is_picked_now_is_ready() {
     report(&world, 1, Stage::Loading);
     assert_eq!(ask(4).await.f32s("y"), [2.0, 4.0]);
     report(&world, 2, Stage::Ready);
-    let stale = InferError::StaleView { model: "doubles".to_owned(), used: 4, newest: 5 };
+    let stale = InferError::StaleView { model: "doubles".to_owned(), used: 4, newest: 5, generation: 1 };
     assert_eq!(ask(4).await.error(), &stale);
     // Who knows the newer traffic fell back for a reason that this node need not see.
     assert_eq!(ask(5).await.f32s("y"), [2.0, 4.0]);

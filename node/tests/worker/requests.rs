@@ -55,10 +55,13 @@ async fn a_request_by_an_older_traffic_is_told_so_when_that_matters() {
     world.publish(view);
     let values = x(&[1.0, 2.0]);
     let stale = ask(&link, split("doubles@1", 4), &values).await;
-    let expected = InferError::StaleView { model: "doubles".to_owned(), used: 4, newest: 5 };
+    let expected = InferError::StaleView { model: "doubles".to_owned(), used: 4, newest: 5, generation: 1 };
     assert_eq!(stale.error(), &expected);
-    // The same version either way, a request that was not split, and one that is as new or newer.
-    for header in [split("doubles@2", 4), header("doubles@1"), split("doubles@1", 5), split("doubles@1", 6)] {
+    // The same version either way, a request that was not split, one that is as new or newer, and one by the traffic that a
+    // restore took back, which this node has not heard of.
+    let restored = InferHeader { generation: 2, ..split("doubles@1", 4) };
+    let others = [split("doubles@2", 4), header("doubles@1"), split("doubles@1", 5), split("doubles@1", 6)];
+    for header in others.into_iter().chain([restored]) {
         assert_eq!(ask(&link, header, &values).await.f32s("y"), [2.0, 4.0]);
     }
     let fallback = InferHeader { choice: Choice::Fallback as u8, ..split("doubles@1", 4) };
@@ -66,7 +69,7 @@ async fn a_request_by_an_older_traffic_is_told_so_when_that_matters() {
     ask(&link, InferHeader { key_hash, ..fallback }, &values).await.f32s("y");
     let statistics = world.worker.statistics();
     let counted = statistics.iter().map(|s| (s.version.to_string(), s.answered, s.fallbacks));
-    let expected = [("doubles@1".to_owned(), 4, 1), ("doubles@2".to_owned(), 1, 0)];
+    let expected = [("doubles@1".to_owned(), 5, 1), ("doubles@2".to_owned(), 1, 0)];
     assert_eq!(counted.collect::<Vec<_>>(), expected);
 }
 

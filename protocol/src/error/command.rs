@@ -118,7 +118,9 @@ pub enum CommandError {
     },
     /// Another node bears the name.
     #[error(
-        "a node named {name} is a member already, under another identity; its data folder was emptied or copied"
+        "a node named {name} is a member already, under another identity; its data folder was emptied or copied. Once \
+         that one has been silent for a minute, this one takes its place; where fewer than half of the workers are \
+         heard, only after `roost node drain {name}` (and `roost node uncordon {name}` when it has joined)"
     )]
     NameTaken {
         /// The name.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::CommandError;
-use crate::ids::{ClusterId, ClusterName, ModelVersion, NodeName};
+use crate::ids::{ClusterId, ClusterName, Incarnation, ModelVersion, NodeName};
 
 /// Why the control plane did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
@@ -137,6 +137,16 @@ pub enum ControlError {
         /// Why.
         reason: String,
     },
+    /// A report of a start of the node after which a later one was heard, whose reports count.
+    #[error(
+        "start {known} of this node was heard, this is start {reported}: its data folder is an older copy, or another process uses one"
+    )]
+    Outlived {
+        /// The latest start that was heard.
+        known: Incarnation,
+        /// The one that reported.
+        reported: Incarnation,
+    },
 }
 
 impl ControlError {
@@ -153,6 +163,7 @@ impl ControlError {
             | Self::MembersNotReady { .. } => true,
             Self::Refused(_)
             | Self::MembersRefused { .. }
+            | Self::Outlived { .. }
             | Self::Forbidden { .. }
             | Self::WrongCluster { .. }
             | Self::ForeignCertificate { .. }

@@ -50,6 +50,8 @@ pub enum InferError {
         used: u64,
         /// The newest that the node knows.
         newest: u64,
+        /// The generation that the newest is of: a restore from a backup may take revisions back.
+        generation: u32,
     },
     /// No replica can serve the version now.
     #[error("no replica of {model}@{version} is ready")]

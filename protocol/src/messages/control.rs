@@ -384,7 +384,7 @@ pub struct RolloutEvent {
     pub revision: Revision,
 }
 
-/// What happened to a model's traffic.
+/// What happened to a model's traffic, or to where its versions are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RolloutEventKind {
     /// The first version of the model took all traffic.
@@ -428,6 +428,15 @@ pub enum RolloutEventKind {
         from: Version,
         /// The version that is stable now.
         to: Version,
+    },
+    /// A version is no longer placed on a worker, until that joins again.
+    Excluded {
+        /// The version.
+        version: Version,
+        /// The worker.
+        node: NodeName,
+        /// Why it gave the version up.
+        reason: String,
     },
 }
 

@@ -67,6 +67,8 @@ pub struct InferHeader {
     pub version: u32,
     /// The traffic revision that it was chosen by.
     pub revision: u64,
+    /// The generation of the view that the revision is of: a restore from a backup raises it, and may take revisions back.
+    pub generation: u32,
     /// A [`Choice`].
     pub choice: u8,
     /// The hash of the sticky key, or a random number without one.
@@ -242,6 +244,11 @@ impl<'a> InferRequest<'a> {
     /// The traffic revision that it was chosen by.
     pub fn revision(&self) -> Revision {
         Revision(self.header.revision.to_native())
+    }
+
+    /// The generation that the revision is of.
+    pub fn generation(&self) -> u32 {
+        self.header.generation.to_native()
     }
 
     /// How the version was chosen.

@@ -2,24 +2,32 @@
 //!
 //! Transfers are chunked. Whoever takes a file checks its digest before it appears in the store; whoever gives one whole
 //! hashes it on the way, so that damage is found by its holder too. A [`fetch()`] goes on at the byte where it broke off, at
-//! any holder.
+//! any holder. Neither side waits for long for one that lives and does nothing ([`PAUSE_MAX`]): its store may hang.
 
 mod fetch;
 mod serve;
 mod upload;
 
-pub use self::fetch::{fetch, fetch_files, fetch_list};
+pub use self::fetch::{fetch, fetch_files, fetch_list, fetch_missing};
 pub use self::serve::{answer, serve};
 pub use self::upload::upload;
 pub use crate::store::{BlobWriter, BundleStore, BundleStoreError, Swept};
 
+use std::time::Duration;
+
+use quinn::{RecvStream, SendStream};
+
 use super::endpoint::Link;
 use super::links::Links;
-use super::stream::StreamError;
+use super::stream::{StreamError, expect_frame_within, finish, write_message};
 use crate::error::ControlError;
 use crate::frame::Kind;
 use crate::ids::Digest;
 use crate::messages::control::{BundleRequest, BundleResponse};
+
+/// How long the other side of a transfer may neither give nor take a byte: a disk that wakes up or syncs needs seconds. Keep-alive
+/// covers those that are gone.
+pub const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// Why a transfer ended without the bundle.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +72,8 @@ impl TransferError {
             Self::Store(
                 BundleStoreError::Store(_)
                 | BundleStoreError::DamagedList { .. }
-                | BundleStoreError::Missing(_),
+                | BundleStoreError::Missing(_)
+                | BundleStoreError::Stalled { .. },
             )
             | Self::Stream(_)
             | Self::Refused(_)
@@ -76,6 +85,27 @@ impl TransferError {
 
 async fn link_to(links: &Links, address: &str) -> Result<Link, TransferError> {
     Ok(links.to(address).await.map_err(|error| error.into_control(address))?)
+}
+
+/// Begins an exchange with a side that must not pause. Returns the stream behind the request, and the first of its answer.
+async fn begin(
+    links: &Links,
+    address: &str,
+    request: &BundleRequest,
+) -> Result<(RecvStream, BundleResponse), TransferError> {
+    let link = link_to(links, address).await?;
+    let asked = async {
+        let (mut send, recv) = link.open().await?;
+        write_message(&mut send, Kind::BundleRequest, request).await?;
+        finish(&mut send);
+        Ok::<(SendStream, RecvStream), StreamError>((send, recv))
+    };
+    // It may have no room for another stream.
+    let asked = tokio::time::timeout(PAUSE_MAX, asked).await;
+    let (_, mut recv) = asked.map_err(|_| StreamError::Stalled { after: PAUSE_MAX })??;
+    let answer = expect_frame_within(&mut recv, Kind::BundleResponse, PAUSE_MAX).await?;
+    let answer = answer.message().map_err(StreamError::from)?;
+    Ok((recv, accepted(answer)?))
 }
 
 /// Asks for something that one message answers; a refusal is an error.

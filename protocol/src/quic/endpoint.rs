@@ -249,6 +249,11 @@ impl Link {
         self.connection.close_reason().is_none()
     }
 
+    /// How long a packet and its acknowledgement take at present, as the connection measures it.
+    pub fn round_trip(&self) -> Duration {
+        self.connection.rtt()
+    }
+
     /// Completes when the connection is gone.
     pub async fn closed(&self) {
         self.connection.closed().await;

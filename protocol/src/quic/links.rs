@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::endpoint::{Dialler, GreetError, Link};
 use super::service::Service;
@@ -74,6 +75,16 @@ impl Links {
                 Err(GreetError::Handshake { address: address.to_owned(), reason: error.to_string() })
             }
         }
+    }
+
+    /// The longest round trip of the links that work at present; zero when none does.
+    pub fn longest_round_trip(&self) -> Duration {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let round_trip = |slot: &Arc<Slot>| {
+            let last = slot.last.try_lock().ok()?;
+            last.as_ref()?.as_ref().ok().filter(|link| link.is_open()).map(Link::round_trip)
+        };
+        links.values().filter_map(round_trip).max().unwrap_or_default()
     }
 
     /// Forgets the nodes at other addresses than these, closing links to them.

@@ -3,6 +3,8 @@
 //! Lengths are checked before buffers are made; a stream that ends inside a frame is an error, one that ends between two
 //! is not.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use quinn::{ReadExactError, RecvStream, SendStream};
 use rkyv::util::AlignedVec;
@@ -27,6 +29,12 @@ pub enum StreamError {
     /// The other side closed the stream where a frame should have followed.
     #[error("the other side closed the stream without an answer")]
     Ended,
+    /// The connection lives, and the other side neither gave nor took a byte.
+    #[error("the other side is there and did nothing for {after:?}")]
+    Stalled {
+        /// For how long.
+        after: Duration,
+    },
 }
 
 impl From<quinn::WriteError> for StreamError {
@@ -50,7 +58,7 @@ impl StreamError {
                 ControlError::Unreachable { node: node.to_owned(), reason: reason(self) }
             }
             Self::Frame(error) => ControlError::Malformed { what: reason(error) },
-            Self::Broken(_) | Self::Ended => {
+            Self::Broken(_) | Self::Ended | Self::Stalled { .. } => {
                 ControlError::Unreachable { node: node.to_owned(), reason: reason(self) }
             }
         }
@@ -63,7 +71,7 @@ impl StreamError {
                 InferError::Unreachable { node: node.to_owned(), reason: reason(self) }
             }
             Self::Frame(error) => InferError::Malformed { what: reason(error) },
-            Self::Broken(_) | Self::Ended => {
+            Self::Broken(_) | Self::Ended | Self::Stalled { .. } => {
                 InferError::Unreachable { node: node.to_owned(), reason: reason(self) }
             }
         }
@@ -81,18 +89,28 @@ pub async fn read_frame(stream: &mut RecvStream) -> Result<Option<Frame>, Stream
     }
 }
 
+/// As [`read_frame`], from a side that must not pause for longer than `pause_max` between two bytes. That says nothing of how
+/// long a frame takes: a bad line may need minutes for one.
+///
+/// # Errors
+/// As [`read_frame`], and [`StreamError::Stalled`].
+pub async fn read_frame_within(
+    stream: &mut RecvStream,
+    pause_max: Duration,
+) -> Result<Option<Frame>, StreamError> {
+    match prefix(stream, Some(pause_max)).await? {
+        Some(prefix) => Ok(Some(rest(stream, prefix, Some(pause_max)).await?)),
+        None => Ok(None),
+    }
+}
+
 /// Reads the fixed part of the next frame, so that its size can be judged before memory is taken for it; `None` when the
 /// stream ends ahead of it.
 ///
 /// # Errors
 /// As [`read_frame`].
 pub async fn read_prefix(stream: &mut RecvStream) -> Result<Option<Prefix>, StreamError> {
-    let mut prefix = [0; Prefix::BYTES];
-    match stream.read_exact(&mut prefix).await {
-        Ok(()) => Ok(Some(Prefix::decode(prefix)?)),
-        Err(ReadExactError::FinishedEarly(0)) => Ok(None),
-        Err(error) => Err(read_error(error)),
-    }
+    prefix(stream, None).await
 }
 
 /// Reads what follows a prefix.
@@ -100,15 +118,66 @@ pub async fn read_prefix(stream: &mut RecvStream) -> Result<Option<Prefix>, Stre
 /// # Errors
 /// As [`read_frame`].
 pub async fn read_rest(stream: &mut RecvStream, prefix: Prefix) -> Result<Frame, StreamError> {
+    rest(stream, prefix, None).await
+}
+
+async fn prefix(stream: &mut RecvStream, pause_max: Option<Duration>) -> Result<Option<Prefix>, StreamError> {
+    let mut prefix = [0; Prefix::BYTES];
+    match fill(stream, &mut prefix, pause_max).await? {
+        Filled::Whole => Ok(Some(Prefix::decode(prefix)?)),
+        Filled::EndedAt(0) => Ok(None),
+        Filled::EndedAt(_) => Err(FrameError::Truncated.into()),
+    }
+}
+
+async fn rest(
+    stream: &mut RecvStream,
+    prefix: Prefix,
+    pause_max: Option<Duration>,
+) -> Result<Frame, StreamError> {
     let mut buffer = AlignedVec::new();
     while buffer.len() < prefix.rest_bytes() {
         let read = buffer.len();
         let bytes = (read * GROWTH).max(FIRST_BYTES_MAX).min(prefix.rest_bytes());
         buffer.reserve_exact(bytes - read);
         buffer.resize(bytes, 0);
-        stream.read_exact(&mut buffer[read..]).await.map_err(read_error)?;
+        match fill(stream, &mut buffer[read..], pause_max).await? {
+            Filled::Whole => {}
+            Filled::EndedAt(_) => return Err(FrameError::Truncated.into()),
+        }
     }
     Ok(Frame::new(prefix, buffer)?)
+}
+
+/// How far a buffer was filled.
+enum Filled {
+    Whole,
+    /// The stream ended behind so many bytes.
+    EndedAt(usize),
+}
+
+async fn fill(
+    stream: &mut RecvStream,
+    buffer: &mut [u8],
+    pause_max: Option<Duration>,
+) -> Result<Filled, StreamError> {
+    let broken = |error: quinn::ReadError| StreamError::Broken(error.to_string());
+    let Some(pause_max) = pause_max else {
+        return match stream.read_exact(buffer).await {
+            Ok(()) => Ok(Filled::Whole),
+            Err(ReadExactError::FinishedEarly(filled)) => Ok(Filled::EndedAt(filled)),
+            Err(ReadExactError::ReadError(error)) => Err(broken(error)),
+        };
+    };
+    let mut filled = 0;
+    while filled < buffer.len() {
+        let read = tokio::time::timeout(pause_max, stream.read(&mut buffer[filled..])).await;
+        match read.map_err(|_| StreamError::Stalled { after: pause_max })?.map_err(broken)? {
+            Some(bytes) => filled += bytes,
+            None => return Ok(Filled::EndedAt(filled)),
+        }
+    }
+    Ok(Filled::Whole)
 }
 
 /// Reads a frame that must come, and be of a kind.
@@ -117,6 +186,19 @@ pub async fn read_rest(stream: &mut RecvStream, prefix: Prefix) -> Result<Frame,
 /// As [`read_frame`], and when the stream ends or the frame is of another kind.
 pub async fn expect_frame(stream: &mut RecvStream, kind: Kind) -> Result<Frame, StreamError> {
     let frame = read_frame(stream).await?.ok_or(StreamError::Ended)?;
+    Ok(frame.expect(kind)?)
+}
+
+/// As [`expect_frame`], from a side that must not pause: see [`read_frame_within`].
+///
+/// # Errors
+/// As [`expect_frame`], and [`StreamError::Stalled`].
+pub async fn expect_frame_within(
+    stream: &mut RecvStream,
+    kind: Kind,
+    pause_max: Duration,
+) -> Result<Frame, StreamError> {
+    let frame = read_frame_within(stream, pause_max).await?.ok_or(StreamError::Ended)?;
     Ok(frame.expect(kind)?)
 }
 
@@ -154,15 +236,28 @@ pub async fn write_body(stream: &mut SendStream, kind: Kind, body: Bytes) -> Res
     Ok(stream.write_chunk(body).await?)
 }
 
+/// As [`write_body`], to a side that must not pause for longer than `pause_max` between two bytes that it takes.
+///
+/// # Errors
+/// As [`write_body`], and [`StreamError::Stalled`].
+pub async fn write_body_within(
+    stream: &mut SendStream,
+    kind: Kind,
+    body: Bytes,
+    pause_max: Duration,
+) -> Result<(), StreamError> {
+    let prefix = Prefix::new(kind, 0, body.len() as u64)?;
+    let mut chunks = [Bytes::copy_from_slice(&prefix.encode()), body];
+    // What was taken of them is cut off.
+    while chunks.iter().any(|chunk| !chunk.is_empty()) {
+        let write = tokio::time::timeout(pause_max, stream.write_chunks(&mut chunks)).await;
+        write.map_err(|_| StreamError::Stalled { after: pause_max })??;
+    }
+    Ok(())
+}
+
 /// Ends the writing side. What was written is still delivered while the connection lives.
 pub fn finish(stream: &mut SendStream) {
     // Fails only when the stream is finished or reset already, which is what is wanted.
     let _ = stream.finish();
-}
-
-fn read_error(error: ReadExactError) -> StreamError {
-    match error {
-        ReadExactError::FinishedEarly(_) => FrameError::Truncated.into(),
-        ReadExactError::ReadError(error) => StreamError::Broken(error.to_string()),
-    }
 }

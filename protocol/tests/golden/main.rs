@@ -1,10 +1,12 @@
 //! Golden files pin the bytes of every message, one line each: its name and its bytes in hexadecimal.
 //!
 //! Bytes never change under a protocol number (design §10). `UPDATE_EXPECT=1 cargo test -p roost-protocol --test golden`
-//! rewrites the files after a message was *added*; a line that changes is another protocol.
+//! rewrites the files after a message was *added*; a line that changes is another protocol. What protocol 1 began with is
+//! frozen in [`frozen`], which nothing rewrites.
 
 use expect_test::{ExpectFile, expect_file};
 
+mod frozen;
 #[path = "../messages/mod.rs"]
 mod messages;
 

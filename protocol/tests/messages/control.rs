@@ -250,6 +250,7 @@ fn rollout_events() -> Vec<RolloutEventKind> {
         RolloutEventKind::Promoted { target },
         RolloutEventKind::Aborted { target, reason: "it answers slower".to_owned() },
         RolloutEventKind::Undone { from: target, to: Version(1) },
+        RolloutEventKind::Excluded { version: target, node: node_name("w1"), reason: "no memory".to_owned() },
     ]
 }
 

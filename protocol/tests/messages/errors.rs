@@ -2,7 +2,7 @@
 
 use roost_protocol::error::{CommandError, ControlError, InferError};
 use roost_protocol::frame::Kind;
-use roost_protocol::ids::{ClusterId, ClusterName, NodeId, Revision, Version};
+use roost_protocol::ids::{ClusterId, ClusterName, Incarnation, NodeId, Revision, Version};
 use roost_protocol::messages::control::{ControlResponse, Hello};
 
 use super::infer::trailer;
@@ -37,7 +37,7 @@ pub fn infer_errors() -> Vec<InferError> {
         InferError::UnknownVersion { model: model(), version: 4, hosted: vec![] },
         InferError::UnknownLabel { model: model(), label: text("prod") },
         InferError::NotHere { model: model(), version: 2, generation: 1, index: 300 },
-        InferError::StaleView { model: model(), used: 11, newest: 12 },
+        InferError::StaleView { model: model(), used: 11, newest: 12, generation: 2 },
         InferError::Unavailable { model: model(), version: 2 },
         InferError::Overloaded { retry_after_us: 2500 },
         InferError::DeadlineExceeded,
@@ -98,6 +98,7 @@ fn control_errors() -> Vec<ControlError> {
         ControlError::Unreachable { node: text("127.0.0.1:7300"), reason: text("timed out") },
         ControlError::MembersNotReady { reason: text("d lacks 3 bundles") },
         ControlError::MembersRefused { reason: text("nobody would vote") },
+        ControlError::Outlived { known: Incarnation(9), reported: Incarnation(4) },
     ]
 }
 

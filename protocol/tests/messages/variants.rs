@@ -57,7 +57,7 @@ variants! {
     ControlError {
         Refused, NotLeader, NoQuorum, NotCoordinator, Forbidden, WrongCluster, ForeignCertificate, WrongNode,
         DigestMismatch, NoBundle, NotReserved, NotReady, LimitExceeded, Malformed, Storage, Unreachable,
-        MembersNotReady, MembersRefused,
+        MembersNotReady, MembersRefused, Outlived,
     }
     ControlRequest { Change, Query, Watch, Heartbeat, Reconfigure, Snapshot }
     ControlResponse { Done, Answer, Heard, Failed, Reconfigured, Snapshot }
@@ -72,7 +72,7 @@ variants! {
     Query { Models, Versions, Rollout, Cluster, Files, Members, Level }
     Answer { Models, Versions, Rollout, Cluster, Files, Members, Level }
     RolloutState { Preparing, Running, Paused }
-    RolloutEventKind { First, Started, Exposed, Paused, Resumed, Promoted, Aborted, Undone }
+    RolloutEventKind { First, Started, Exposed, Paused, Resumed, Promoted, Aborted, Undone, Excluded }
     WatchUpdate { View, Delta, Soft, Failed }
     BundleRequest { List, Get, Missing, Put, Seal }
     BundleResponse { Files, Follows, Missing, Held, Failed }

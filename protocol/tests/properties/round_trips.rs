@@ -67,7 +67,7 @@ fn header() -> impl Strategy<Value = InferHeader> {
     let who =
         (any::<[u8; 16]>(), any::<u8>(), prop::option::of("\\PC{0,30}"), prop::option::of(any::<u64>()));
     let when = (any::<u64>(), any::<u8>(), prop::option::of(trace()));
-    let what = ("\\PC{0,30}", any::<u32>(), any::<u64>(), 0..3u8, 0..2u8, any::<u64>());
+    let what = ("\\PC{0,30}", any::<u32>(), any::<u64>(), 0..3u8, 0..2u8, any::<u64>(), any::<u32>());
     (who, when, what, prop::collection::vec("\\PC{0,30}", 0..4)).prop_map(|(who, when, what, outputs)| {
         InferHeader {
             request: who.0,
@@ -81,6 +81,7 @@ fn header() -> impl Strategy<Value = InferHeader> {
             model: what.0,
             version: what.1,
             revision: what.2,
+            generation: what.6,
             choice: what.3,
             key_hash: what.5,
             tensors: vec![],

@@ -10,4 +10,5 @@ mod bundles;
 mod frames;
 mod greeting;
 mod party;
+mod stalls;
 mod watches;

@@ -106,6 +106,8 @@ fn of_control(error: &ControlError) -> Option<&'static str> {
             Some("`roost cluster members list` shows who lags or is silent")
         }
         ControlError::MembersRefused { .. } | ControlError::LimitExceeded { .. } => None,
+        // Told to nodes alone.
+        ControlError::Outlived { .. } => None,
         ControlError::Storage { .. } => Some("look at that node's log, and at its disk"),
         ControlError::Malformed { .. } => Some("`roost --version` and that of the nodes may differ too much"),
     }

@@ -86,7 +86,8 @@ fn find(published: &Published, name: &NodeName) -> anyhow::Result<NodeId> {
     let nodes = || published.view.iter().flat_map(|view| view.nodes.iter());
     let found = nodes().find(|(_, node)| node.name == *name).map(|(id, _)| *id);
     found.ok_or_else(|| {
-        let names: Vec<&str> = nodes().map(|(_, node)| node.name.as_str()).collect();
+        let mut names: Vec<&str> = nodes().map(|(_, node)| node.name.as_str()).collect();
+        names.sort_unstable();
         anyhow!("there is no worker {name}; there are {}", names.join(", "))
     })
 }

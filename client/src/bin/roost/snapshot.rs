@@ -20,8 +20,8 @@ use crate::output::{Output, Report};
 use crate::session::Session;
 use crate::table::{Table, left, right};
 
-/// How long a leader is looked for when `--timeout` does not say: an election and the wait for it, three times over.
-const WITHIN: Duration = Duration::from_secs(10);
+/// How long a leader is looked for when `--timeout` does not say: elections, and once it may take to encode a large state.
+const WITHIN: Duration = Duration::from_secs(30);
 
 /// What to do with snapshots.
 #[derive(Debug, Subcommand)]

@@ -238,7 +238,10 @@ fn fetch_failure(error: TransferError) -> FetchFailure {
             FetchFailure::Damaged(why)
         }
         TransferError::Store(
-            BundleStoreError::Store(_) | BundleStoreError::DamagedList { .. } | BundleStoreError::Missing(_),
+            BundleStoreError::Store(_)
+            | BundleStoreError::DamagedList { .. }
+            | BundleStoreError::Missing(_)
+            | BundleStoreError::Stalled { .. },
         )
         | TransferError::Stream(_)
         | TransferError::Refused(_)
@@ -258,7 +261,7 @@ async fn read_bundle(
         | BundleStoreError::Size { .. }
         | BundleStoreError::DamagedList { .. }
         | BundleStoreError::Missing(_) => VerifyFailure::Damaged(reason(error)),
-        BundleStoreError::Store(_) => VerifyFailure::Unread(reason(error)),
+        BundleStoreError::Store(_) | BundleStoreError::Stalled { .. } => VerifyFailure::Unread(reason(error)),
     };
     let list = store.list(&hosted.digest).await.map_err(failure)?;
     let mut files: BTreeMap<String, Bytes> = BTreeMap::new();
@@ -274,7 +277,7 @@ async fn read_bundle(
         }
         files.insert(file.name.clone(), bytes);
     }
-    Ok(Bundle { files, manifest: hosted.manifest.clone() })
+    Ok(Bundle { files, manifest: hosted.manifest.clone(), digest: Some(hosted.digest) })
 }
 
 #[cfg(test)]

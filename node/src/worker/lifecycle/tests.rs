@@ -258,6 +258,9 @@ fn what_cannot_be_repaired_serves_with_what_is_left() {
     let broken = Event::LoadFailed(LoadFailure::Final("the disk's copy is gone".to_owned()));
     life.goes([died(), woken(), Event::Verified, broken]);
     assert_eq!((life.stage(), live(&life.state)), ("ready", ", 1 live".to_owned()));
+    assert_eq!(life.commands.last(), Some(&Command::Wake(GIVEN_UP)));
+    life.goes([woken(), Event::Verified, Event::Loaded, Event::Warmed]);
+    assert_eq!((life.stage(), live(&life.state)), ("ready", ", 2 live".to_owned()));
 }
 
 #[test]

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::{TransferError, accepted, ask, link_to};
+use super::{PAUSE_MAX, TransferError, accepted, begin};
 use crate::bundle::{BundleFile, FileList};
 use crate::frame::Kind;
 use crate::ids::Digest;
 use crate::messages::control::{BundleRequest, BundleResponse};
 use crate::quic::links::Links;
-use crate::quic::stream::{StreamError, finish, read_frame, read_message, write_message};
+use crate::quic::stream::{StreamError, read_frame_within};
 use crate::store::{BlobWriter, BundleStore, BundleStoreError};
 
 /// How often the holders are gone through for one file. A connection that breaks every 256 MiB still brings the largest.
@@ -35,19 +35,36 @@ pub async fn fetch(
     Ok(list)
 }
 
-/// Fetches the files of a bundle that `store` lacks and seals it, resuming each file at the byte where the last holder broke
-/// off. `progress` hears how many bytes of the bundle are here, and of how many.
+/// [`fetch_missing`], and seals the bundle.
+///
+/// # Errors
+/// As [`fetch_missing`].
+pub async fn fetch_files(
+    store: &BundleStore,
+    links: &Links,
+    holders: &[String],
+    list: &FileList,
+    progress: impl FnMut(u64, u64),
+) -> Result<(), TransferError> {
+    fetch_missing(store, links, holders, list, progress).await?;
+    store.seal(list).await?;
+    Ok(())
+}
+
+/// Fetches the files of a bundle that `store` lacks, resuming each at the byte where the last holder broke off. `progress` hears
+/// how many bytes of the bundle are here, and of how many.
 ///
 /// # Errors
 /// [`TransferError::NoHolder`] when none could give a file, with what each said; [`TransferError::Damaged`] when what they
 /// gave does not have the digest; [`TransferError::Store`] when this side's store fails.
-pub async fn fetch_files(
+pub async fn fetch_missing(
     store: &BundleStore,
     links: &Links,
     holders: &[String],
     list: &FileList,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<(), TransferError> {
+    let mut holders: Vec<&str> = holders.iter().map(String::as_str).collect();
     let digest = list.digest();
     let missing = store.missing(list).await?;
     let held = list.bytes() - missing.iter().map(|file| file.bytes).sum::<u64>();
@@ -55,10 +72,9 @@ pub async fn fetch_files(
     progress(here, list.bytes());
     for file in &missing {
         let progress = |written| progress(here + written, list.bytes());
-        fetch_file(store, links, holders, (&digest, file), here > held, progress).await?;
+        fetch_file(store, links, &mut holders, (&digest, file), here > held, progress).await?;
         here += file.bytes;
     }
-    store.seal(list).await?;
     Ok(())
 }
 
@@ -73,7 +89,8 @@ pub async fn fetch_list(
 ) -> Result<FileList, TransferError> {
     let mut reasons = Vec::new();
     for holder in holders {
-        let why = match ask(links, holder, &BundleRequest::List { digest: *digest }).await {
+        let asked = begin(links, holder, &BundleRequest::List { digest: *digest }).await;
+        let why = match asked.map(|(_, answer)| answer) {
             Ok(BundleResponse::Files(list)) if list.digest() == *digest => return Ok(list),
             Ok(BundleResponse::Files(_)) => "the list is of another bundle".to_owned(),
             Ok(
@@ -91,11 +108,11 @@ pub async fn fetch_list(
 
 /// Goes around the holders for as long as that brings bytes. What is here when a holder breaks off stays, so that one holder
 /// on a bad line is enough. `begun` says that other files of the bundle came just now, so that holders are not given up at
-/// once when this one does not.
+/// once when this one does not. A holder whose turn was in vain is asked last from then on: each turn at one that hangs is long.
 async fn fetch_file(
     store: &BundleStore,
     links: &Links,
-    holders: &[String],
+    holders: &mut [&str],
     (digest, file): (&Digest, &BundleFile),
     begun: bool,
     mut progress: impl FnMut(u64),
@@ -105,7 +122,8 @@ async fn fetch_file(
     loop {
         let before = taking.writer.written();
         let mut reasons = Vec::new();
-        for holder in holders {
+        let round: Vec<&str> = holders.to_vec();
+        for holder in round {
             match taking.turn(links, holder, &mut progress).await {
                 Ok(()) => return Ok(()),
                 Err(Failed::Here(error)) => {
@@ -114,6 +132,8 @@ async fn fetch_file(
                 }
                 Err(Failed::There(error)) => {
                     damaged |= error.is_damage();
+                    // Stable: the others stay in their order.
+                    holders.sort_by_key(|other| *other == holder);
                     reasons.push(format!("{holder}: {error}"));
                 }
             }
@@ -192,18 +212,16 @@ impl Taking<'_> {
         holder: &str,
         progress: &mut impl FnMut(u64),
     ) -> Result<(), TransferError> {
-        let (mut send, mut recv) = link_to(links, holder).await?.open().await?;
         let request = BundleRequest::Get { file: self.file.digest, offset: self.writer.written() };
-        write_message(&mut send, Kind::BundleRequest, &request).await?;
-        finish(&mut send);
-        match accepted(read_message(&mut recv, Kind::BundleResponse).await?)? {
+        let (mut recv, answer) = begin(links, holder, &request).await?;
+        match answer {
             BundleResponse::Follows { .. } => {}
             BundleResponse::Files(_)
             | BundleResponse::Missing(_)
             | BundleResponse::Held
             | BundleResponse::Failed(_) => return Err(TransferError::WrongAnswer),
         }
-        while let Some(frame) = read_frame(&mut recv).await? {
+        while let Some(frame) = read_frame_within(&mut recv, PAUSE_MAX).await? {
             if frame.kind() == Kind::BundleResponse {
                 // The holder found its file to be damaged on the way.
                 accepted(frame.message().map_err(StreamError::from)?)?;

@@ -3,14 +3,16 @@
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream};
 
-use super::TransferError;
+use super::{PAUSE_MAX, TransferError};
 use crate::bundle::{BundleFile, DigestBuilder};
 use crate::error::{ControlError, reason};
 use crate::frame::Kind;
 use crate::ids::Digest;
 use crate::limits::CHUNK_BYTES_MAX;
 use crate::messages::control::{BundleRequest, BundleResponse};
-use crate::quic::stream::{StreamError, expect_frame, finish, read_message, write_body, write_message};
+use crate::quic::stream::{
+    StreamError, expect_frame_within, finish, read_message, write_body_within, write_message,
+};
 use crate::store::{BundleStore, BundleStoreError};
 
 /// Reads one request of a bundle connection and answers it; see [`answer`].
@@ -116,7 +118,7 @@ async fn give(
             return Ok(discard_damaged(store, file).await);
         }
         if !chunk.is_empty() {
-            write_body(send, Kind::BundleChunk, chunk).await?;
+            write_body_within(send, Kind::BundleChunk, chunk, PAUSE_MAX).await?;
         }
         if end == size {
             finish(send);
@@ -144,7 +146,7 @@ async fn discard_damaged(store: &BundleStore, file: &Digest) -> Vec<Digest> {
 async fn receive(store: &BundleStore, recv: &mut RecvStream, file: &BundleFile) -> Result<(), TransferError> {
     let mut writer = store.write(file);
     while writer.written() < file.bytes {
-        let chunk = match expect_frame(recv, Kind::BundleChunk).await {
+        let chunk = match expect_frame_within(recv, Kind::BundleChunk, PAUSE_MAX).await {
             Ok(frame) => frame.body_bytes(),
             Err(error) => {
                 writer.abort().await;

@@ -54,6 +54,9 @@ fn describe(model: &ModelName, kind: &RolloutEventKind) -> (&'static str, String
         RolloutEventKind::Undone { from, to } => {
             ("undone", format!("{model}@{to} takes all traffic again, from {model}@{from}"))
         }
+        RolloutEventKind::Excluded { version, node, reason } => {
+            ("excluded", format!("{model}@{version} is not placed on {node}: {reason}"))
+        }
     }
 }
 
@@ -70,7 +73,7 @@ impl Report for History {
 #[cfg(test)]
 mod tests {
     use roost_protocol::traffic::Weight;
-    use roost_protocol::{Revision, Version};
+    use roost_protocol::{NodeName, Revision, Version};
 
     use super::*;
     use crate::example;
@@ -87,6 +90,11 @@ mod tests {
             RolloutEventKind::Promoted { target: Version(2) },
             RolloutEventKind::Undone { from: Version(2), to: Version(1) },
             RolloutEventKind::Aborted { target: Version(3), reason: "worse".to_owned() },
+            RolloutEventKind::Excluded {
+                version: Version(3),
+                node: NodeName::new("w1").unwrap(),
+                reason: "no memory".to_owned(),
+            },
         ];
         let event = |(i, kind): (u64, RolloutEventKind)| RolloutEvent {
             at_ms: 1_770_091_506_789 + i * 60_000,
@@ -105,6 +113,7 @@ mod tests {
             2026-02-03T04:10:06Z  anna            6  digits@2 takes all traffic
             2026-02-03T04:11:06Z  anna            7  digits@1 takes all traffic again, from digits@2
             2026-02-03T04:12:06Z  anna            8  rollout to digits@3 ends: worse
+            2026-02-03T04:13:06Z  anna            9  digits@3 is not placed on w1: no memory
         "#]]
         .assert_eq(&History::of(&example::digits(), &events).text());
     }
