@@ -1,11 +1,12 @@
 //! The disk of one node: it outlives a crash, loses what was not synced, and fails as the seed says.
 //!
-//! A crash first cuts the running process off, so that whatever it still does while it is torn down reaches neither the disk
-//! nor the network. Then, of the writes since the last sync, each sector is kept, lost or torn. Small files and objects of
-//! the bundle store are replaced whole and durably, as their contracts say; a deletion may be undone by a crash.
+//! A crash first cuts the running process off, so that whatever it still does while it is torn down reaches
+//! neither the disk nor the network. Then, of the writes since the last sync, each sector is kept, lost or
+//! torn. Small files and objects of the bundle store are replaced whole and durably, as their contracts say;
+//! a deletion may be undone by a crash.
 //!
-//! Faults are drawn per operation from the disk's own generator, at the rates of [`DiskFaults`]. A [`Trap`] kills the process
-//! at one operation or packet: before it, half-way through it, or right after it.
+//! Faults are drawn per operation from the disk's own generator, at the rates of [`DiskFaults`]. A [`Trap`]
+//! kills the process at one operation or packet: before it, half-way through it, or right after it.
 
 mod file;
 mod store;
@@ -25,6 +26,7 @@ use roost_node::environment::Files;
 
 use self::file::File;
 use self::store::Store;
+use crate::condition::Conditions;
 use crate::trace;
 
 /// How often operations go wrong, as shares of one.
@@ -36,9 +38,13 @@ pub struct DiskFaults {
     pub fail_read: f64,
     /// Writes and syncs that fail.
     pub fail_write: f64,
-    /// Whether nothing can be added.
+    /// Whether nothing can be added: what was never written cannot be, though a file may be told to be
+    /// longer.
     pub full: bool,
 }
+
+/// What an operation takes, as an fsync does on a good SSD.
+pub const DISK: Duration = Duration::from_millis(1);
 
 /// Where in an operation the process dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,12 +65,12 @@ pub struct Trap {
     /// Where in the one that does not.
     pub moment: Moment,
     /// What is counted.
-    pub counts: Counts,
+    pub counted: Counted,
 }
 
 /// What a [`Trap`] counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Counts {
+pub enum Counted {
     /// Writes, syncs and replacements on the disk.
     Writes,
     /// Reads of the disk.
@@ -108,6 +114,8 @@ struct Inner {
     stores: BTreeMap<String, BTreeMap<String, Object>>,
     /// Operations that went wrong.
     failures: u64,
+    /// When a read of each store last returned a flipped bit.
+    flipped: BTreeMap<String, Duration>,
 }
 
 /// An object of a store.
@@ -138,6 +146,7 @@ impl SimDisk {
             databases: BTreeMap::new(),
             stores: BTreeMap::new(),
             failures: 0,
+            flipped: BTreeMap::new(),
         })))
     }
 
@@ -159,6 +168,11 @@ impl SimDisk {
     /// How much went wrong so far.
     pub fn failures(&self) -> u64 {
         self.lock().failures
+    }
+
+    /// Whether a read of a store returned a flipped bit at or after that virtual time.
+    pub fn flipped_since(&self, folder: &str, since: Duration) -> bool {
+        self.lock().flipped.get(folder).is_some_and(|at| *at >= since)
     }
 
     /// Kills the process later; `None` calls it off.
@@ -243,8 +257,8 @@ impl Inner {
     }
 
     /// Counts down to the trap. `None`: it is not this operation.
-    fn spring(&mut self, counts: Counts) -> Option<Moment> {
-        let trap = self.trap.as_mut().filter(|trap| trap.counts == counts)?;
+    fn spring(&mut self, counted: Counted) -> Option<Moment> {
+        let trap = self.trap.as_mut().filter(|trap| trap.counted == counted)?;
         if trap.after > 0 {
             trap.after -= 1;
             return None;
@@ -268,11 +282,12 @@ impl Inner {
         }
         if operation == Operation::Grow && self.faults.full {
             self.failures += 1;
+            trace::line(format_args!("{} disk: it is full", self.name));
             return Err(io::Error::new(io::ErrorKind::StorageFull, "the simulated disk is full"));
         }
         if operation == Operation::Read {
             // A read has no halves, and nobody hears of one that is followed by death.
-            return match self.spring(Counts::Reads) {
+            return match self.spring(Counted::Reads) {
                 None => Ok(Permit::Go),
                 Some(_) => {
                     self.fall("as it reads");
@@ -280,7 +295,7 @@ impl Inner {
                 }
             };
         }
-        match self.spring(Counts::Writes) {
+        match self.spring(Counted::Writes) {
             None => Ok(Permit::Go),
             Some(Moment::Before) => {
                 self.fall("before it writes");
@@ -291,9 +306,10 @@ impl Inner {
         }
     }
 
-    /// Flips a bit of what was read, if it comes to that.
-    fn blemish(&mut self, read: &mut [u8]) {
-        if self.faults.flip > 0.0 && !read.is_empty() && self.rng.random_bool(self.faults.flip) {
+    /// Flips a bit of what was read, if it comes to that. Returns whether it did.
+    fn blemish(&mut self, read: &mut [u8]) -> bool {
+        let flips = self.faults.flip > 0.0 && !read.is_empty() && self.rng.random_bool(self.faults.flip);
+        if flips {
             let bit = self.rng.random_range(0..read.len() * 8);
             read[bit / 8] ^= 1 << (bit % 8);
             self.failures += 1;
@@ -303,6 +319,7 @@ impl Inner {
                 read.len()
             ));
         }
+        flips
     }
 }
 
@@ -329,7 +346,7 @@ impl Life {
         if inner.life != self.number {
             return false;
         }
-        match inner.spring(Counts::Received) {
+        match inner.spring(Counted::Received) {
             None => true,
             Some(moment) => {
                 inner.fall("as it receives");
@@ -345,7 +362,7 @@ impl Life {
         if inner.life != self.number {
             return false;
         }
-        match inner.spring(Counts::Sent) {
+        match inner.spring(Counted::Sent) {
             None => true,
             Some(Moment::Before) => {
                 inner.fall("before it sends");
@@ -364,14 +381,13 @@ impl Life {
 #[derive(Debug)]
 pub struct SimFiles {
     life: Life,
-    /// What an operation of the bundle store takes.
-    cost: Duration,
+    conditions: Conditions,
 }
 
 impl SimFiles {
     /// The folder as the process sees it.
-    pub fn of(life: Life, cost: Duration) -> Self {
-        Self { life, cost }
+    pub fn of(life: Life, conditions: Conditions) -> Self {
+        Self { life, conditions }
     }
 }
 
@@ -407,7 +423,7 @@ impl Files for SimFiles {
     }
 
     fn bundles(&self, folder: &str) -> io::Result<Arc<dyn ObjectStore>> {
-        Ok(Arc::new(Store::new(self.life.clone(), folder, self.cost)))
+        Ok(Arc::new(Store::new(self.life.clone(), folder, self.conditions.clone())))
     }
 }
 

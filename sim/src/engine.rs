@@ -1,8 +1,10 @@
-//! The native engine under simulation: `roost-native` on the digits model, with weights that tell versions apart.
+//! The native engine under simulation: the node's own, on the digits model with weights that tell versions
+//! apart.
 //!
-//! Its results are the same bits on every instruction set and for every batch, so an answer is held bit by bit against what
-//! [`Oracle`] computes of the same bytes. A bit of a weight that was flipped gives another answer, so bytes that were not
-//! checked show. ONNX Runtime stays out of the simulator: it has threads and clocks of its own.
+//! Its results are the same bits on every instruction set and for every batch, so an answer is held bit by
+//! bit against what [`Oracle`] computes of the same bytes. A bit of a weight that was flipped gives another
+//! answer, so bytes that were not checked show. ONNX Runtime stays out of the simulator: it has threads and
+//! clocks of its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,16 +12,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 use roost_native::onnx::proto::ModelProto;
-use roost_native::{DType as Native, Input, Limits, Model, Options, Program};
-use roost_node::engine::{Bundle, Cancel, Dim, Engine, EngineError, Port, Session, Signature, Sink};
+use roost_native::{DType, Input, Limits, Model, Options, Program};
+use roost_node::engine::native::Native;
+use roost_node::engine::{Bundle, Cancel, Engine, EngineError, Session, Signature, Sink};
 use roost_protocol::bundle::MODEL_FILE;
 use roost_protocol::manifest::EngineChoice;
-use roost_protocol::messages::infer::Named;
-use roost_protocol::{DType, Tensor, TensorView};
+use roost_protocol::{Tensor, TensorView};
 
 use crate::condition::Conditions;
 use crate::entropy::split_mix;
 use crate::facts::{Fact, Witness};
+use crate::trace;
 
 /// The digits model: a logistic regression of 650 parameters.
 const DIGITS: &[u8] = include_bytes!("../../deploy/models/digits/v1/model.onnx");
@@ -76,7 +79,7 @@ pub struct Oracle {
 impl Oracle {
     /// The model of `bytes`; `None` when they are none.
     pub fn of(bytes: &[u8]) -> Option<Self> {
-        let program = compile(&Bytes::copy_from_slice(bytes)).ok()?;
+        let program = compile(&Bytes::copy_from_slice(bytes))?;
         Some(Self { session: roost_native::Session::new(program), known: BTreeMap::new() })
     }
 
@@ -86,7 +89,7 @@ impl Oracle {
             return Some(answer.clone());
         }
         let image = image(number);
-        let input = Input { dtype: Native::F32, shape: &[1, 1, 8, 8], bytes: image.bytes() };
+        let input = Input { dtype: DType::F32, shape: &[1, 1, 8, 8], bytes: image.bytes() };
         let mut given = Vec::new();
         self.session.run(&[input], &mut given, &|| false).ok()?;
         let output: &roost_native::Tensor = given.first()?;
@@ -97,34 +100,34 @@ impl Oracle {
     }
 }
 
-fn compile(bytes: &Bytes) -> Result<Arc<Program>, EngineError> {
+fn compile(bytes: &Bytes) -> Option<Arc<Program>> {
     let files = BTreeMap::from([(MODEL_FILE.to_owned(), bytes.clone())]);
-    let no_model = |error: String| EngineError::NotAModel(error);
-    let model = Model::import(&files, Limits::default()).map_err(|error| no_model(error.to_string()))?;
-    Program::compile(model, Options::default()).map_err(|error| no_model(error.to_string()))
+    let model = Model::import(&files, Limits::default()).ok()?;
+    Program::compile(model, Options::default()).ok()
 }
 
-/// The engine of a host.
+/// The engine of a host: the node's own, told of and disturbed.
 pub struct Digits {
-    /// Says which runs panic.
-    pub conditions: Conditions,
-    /// Told of what runs.
-    pub witness: Witness,
+    native: Native,
+    conditions: Conditions,
+    witness: Witness,
+}
+
+impl Digits {
+    /// An engine whose runs panic when `conditions` say so, and that tells `witness` of each.
+    pub fn new(conditions: Conditions, witness: Witness) -> Self {
+        Self { native: Native::new(), conditions, witness }
+    }
 }
 
 impl Engine for Digits {
     fn choice(&self) -> EngineChoice {
-        EngineChoice::Native
+        self.native.choice()
     }
 
     fn load(&self, bundle: &Bundle) -> Result<Box<dyn Session>, EngineError> {
-        let bytes =
-            bundle.files.get(MODEL_FILE).ok_or_else(|| EngineError::MissingFile(MODEL_FILE.to_owned()))?;
-        let program = compile(bytes)?;
-        let signature = Signature { inputs: ports(program.inputs()), outputs: ports(program.outputs()) };
         Ok(Box::new(Loaded {
-            session: roost_native::Session::new(program),
-            signature,
+            session: self.native.load(bundle)?,
             rows_max: bundle.manifest.batch_rows_max,
             conditions: self.conditions.clone(),
             witness: self.witness.clone(),
@@ -132,24 +135,8 @@ impl Engine for Digits {
     }
 }
 
-fn ports(declared: &[roost_native::graph::ir::Port]) -> Vec<Port> {
-    use roost_native::graph::ir::Dim as Declared;
-    let dim = |dim: &Declared| match dim {
-        Declared::Const(size) => Dim::Fixed(*size as u64),
-        Declared::Sym(name) => Dim::Free(name.clone()),
-    };
-    let port = |port: &roost_native::graph::ir::Port| Port {
-        name: port.name.clone(),
-        // All that the digits model takes and gives.
-        dtype: DType::F32,
-        dims: port.dims.iter().flatten().map(dim).collect(),
-    };
-    declared.iter().map(port).collect()
-}
-
 struct Loaded {
-    session: roost_native::Session,
-    signature: Signature,
+    session: Box<dyn Session>,
     rows_max: u32,
     conditions: Conditions,
     witness: Witness,
@@ -157,7 +144,11 @@ struct Loaded {
 
 impl Session for Loaded {
     fn signature(&self) -> &Signature {
-        &self.signature
+        self.session.signature()
+    }
+
+    fn batch_variant(&self) -> Option<&str> {
+        self.session.batch_variant()
     }
 
     fn run(
@@ -167,27 +158,13 @@ impl Session for Loaded {
         sink: &mut dyn Sink,
     ) -> Result<(), EngineError> {
         if self.conditions.panics() {
+            trace::line(format_args!("a model panics"));
             // Without the hook, which would print it.
             std::panic::resume_unwind(Box::new("a fault of the simulation"));
         }
-        let shape: Vec<usize> = inputs[0].shape().dims().iter().map(|size| *size as usize).collect();
-        self.witness.tell(Fact::Ran { rows: shape[0] as u32, rows_max: self.rows_max });
-        let input = Input { dtype: Native::F32, shape: &shape, bytes: inputs[0].bytes() };
-        let mut given: Vec<roost_native::Tensor> = Vec::new();
-        let ran = self.session.run(&[input], &mut given, &|| cancel.is_raised());
-        if cancel.is_raised() {
-            return Err(EngineError::Cancelled);
-        }
-        ran.map_err(|error| EngineError::Run(error.to_string()))?;
-        let named = self.signature.outputs.iter().zip(&given).map(|(port, output)| {
-            let dims: Vec<u64> = output.shape().iter().map(|size| *size as u64).collect();
-            let values = output.bytes().as_chunks().0.iter().map(|value| f32::from_le_bytes(*value));
-            let tensor = Tensor::from_elements(&dims, values.collect::<Vec<f32>>());
-            let tensor = tensor.map_err(|error| EngineError::Run(error.to_string()))?;
-            Ok(Named { name: port.name.clone(), tensor })
-        });
-        sink.part(named.collect::<Result<_, EngineError>>()?);
-        Ok(())
+        let rows = inputs[0].shape().dims()[0] as u32;
+        self.witness.tell(Fact::Ran { rows, rows_max: self.rows_max });
+        self.session.run(inputs, cancel, sink)
     }
 }
 

@@ -1,8 +1,8 @@
 //! One seeded source below everything that asks the operating system for randomness.
 //!
-//! `HashMap`'s keys, TLS keys and library generators all end in `getrandom(2)`, by libc's function or by a raw `syscall`.
-//! Both are interposed here, for the threads that [`seeded`] starts and for no other, so that binaries which link the
-//! simulator can run simulations side by side.
+//! `HashMap`'s keys, TLS keys and library generators all end in `getrandom(2)`, by libc's function or by a
+//! raw `syscall`. Both are interposed here, for the threads that [`seeded`] starts and for no other, so that
+//! binaries which link the simulator can run simulations side by side.
 
 #![expect(unsafe_code, reason = "libc's functions can be interposed in no other way")]
 
@@ -26,8 +26,8 @@ pub fn split_mix(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Runs `simulation` on a fresh thread whose randomness all comes from `seed`. Fresh, because libraries cache their
-/// generators per thread.
+/// Runs `simulation` on a fresh thread whose randomness all comes from `seed`. Fresh, because libraries cache
+/// their generators per thread.
 ///
 /// # Panics
 /// With the simulation's own panic.
@@ -73,7 +73,8 @@ fn fill(bytes: &mut [u8]) -> bool {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn getrandom(buffer: *mut c_void, length: usize, flags: c_uint) -> isize {
     if length > 0 {
-        // SAFETY: the caller says that `buffer` is valid for `length` bytes; zeroed first, so that they are initialised.
+        // SAFETY: the caller says that `buffer` is valid for `length` bytes; zeroed first, so that they are
+        // initialised.
         let bytes = unsafe {
             std::ptr::write_bytes(buffer.cast::<u8>(), 0, length);
             std::slice::from_raw_parts_mut(buffer.cast::<u8>(), length)
@@ -88,7 +89,8 @@ pub unsafe extern "C" fn getrandom(buffer: *mut c_void, length: usize, flags: c_
 
 /// Replaces libc's `syscall`, by which some libraries call `getrandom(2)`.
 ///
-/// libc's is variadic; on the supported targets integer arguments of a variadic function lie in the same registers.
+/// libc's is variadic; on the supported targets integer arguments of a variadic function lie in the same
+/// registers.
 ///
 /// # Safety
 /// As libc's: the arguments are those of the system call `number`.

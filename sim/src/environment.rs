@@ -15,17 +15,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::condition::Conditions;
-use crate::disk::{Life, SimFiles};
+use crate::disk::{DISK, Life, SimFiles};
 use crate::engine::Digits;
-use crate::facts::Witness;
+use crate::facts::{Fact, Witness};
 use crate::network::SimNetwork;
 use crate::trace;
 
 /// When simulations begin: any fixed moment within the certificates' validity.
 pub const BEGIN: Duration = Duration::from_secs(1_700_000_000);
 
-/// An fsync on a good SSD.
-const DISK: Duration = Duration::from_millis(1);
 /// A batch of a small model.
 const COMPUTE: Duration = Duration::from_millis(2);
 
@@ -37,16 +35,15 @@ pub fn environment(
     speed: f64,
     witness: &Witness,
 ) -> Environment {
-    let cost = conditions.now().disk(DISK);
-    let engine = Digits { conditions: conditions.clone(), witness: witness.clone() };
+    let engine = Digits::new(conditions.clone(), witness.clone());
     Environment {
         network: Arc::new(SimNetwork::new(Some(life.clone()), conditions.clone(), seed)),
-        files: Arc::new(SimFiles::of(life, cost)),
+        files: Arc::new(SimFiles::of(life, conditions.clone())),
         bundles: None,
         engines_missing: Vec::new(),
         clock: Arc::new(SimClock(conditions.clone())),
         entropy: Arc::new(SimEntropy::new(seed)),
-        executors: Arc::new(SimExecutors(conditions.clone())),
+        executors: Arc::new(SimExecutors(conditions.clone(), witness.clone())),
         runtimes: Arc::new(SimRuntimes),
         engines: vec![Arc::new(engine)],
         machine: Machine { isa: "simulated".to_owned(), memory_mib: 1024, cores: 1, speed },
@@ -82,15 +79,16 @@ impl Entropy for SimEntropy {
     }
 }
 
-/// Runs jobs inline, each at a virtual cost.
-struct SimExecutors(Conditions);
+/// Runs jobs inline, each at a virtual cost, and tells how many wait.
+struct SimExecutors(Conditions, Witness);
 
 impl Executors for SimExecutors {
     fn dedicated(&self, _name: &str, kind: Work) -> Arc<dyn Executor> {
-        let conditions = self.0.clone();
+        let (conditions, witness) = (self.0.clone(), self.1.clone());
         let (submit, mut jobs) = mpsc::unbounded_channel::<Job>();
         tokio::spawn(async move {
             while let Some(job) = jobs.recv().await {
+                witness.tell(Fact::Queued { work: kind, jobs: jobs.len() + 1 });
                 let cost = match kind {
                     Work::Disk => conditions.now().disk(DISK),
                     Work::Compute => conditions.now().compute(COMPUTE),
@@ -105,7 +103,8 @@ impl Executors for SimExecutors {
     }
 }
 
-/// An executor of a simulated host. What waits is bounded by whoever submits: disk work by Raft, compute by admission.
+/// An executor of a simulated host. What waits is bounded by whoever submits; [`crate::invariants`] hold it
+/// to that.
 struct SimExecutor {
     submit: mpsc::UnboundedSender<Job>,
 }

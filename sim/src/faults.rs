@@ -1,19 +1,28 @@
 //! What is done to a world while faults come, and its mending at their end.
 //!
-//! A quorum of coordinators always keeps its data: only as many as a group can lose for good are ever wiped, or read
-//! flipped bits of their databases, which may make a damaged page durable. Everything else strikes everyone.
+//! A quorum of coordinators always keeps its data: only as many as a group can lose for good are ever wiped,
+//! or read flipped bits of their databases, which may make a damaged page durable. Everything else strikes
+//! everyone.
+
+mod cuts;
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 
+use self::cuts::{Cuts, PartitionId, Way};
 use crate::condition::{Condition, Weather};
-use crate::disk::{Counts, DiskFaults, Moment, Trap};
+use crate::disk::{Counted, DiskFaults, Moment, Trap};
+use crate::facts::Loss;
 use crate::plan::{Kind, Plan};
-use crate::world::World;
+use crate::world::{NodeShape, Place, World};
+
+/// How long a partition lasts, in seconds.
+const PARTITION_S: Range<f64> = 0.5..8.0;
 
 /// Inflicts the faults of a plan.
 pub struct Injector {
@@ -23,11 +32,14 @@ pub struct Injector {
     next: Vec<Duration>,
     /// What ends by itself, and when.
     ends: Vec<(Duration, Ending)>,
+    cuts: Cuts,
     /// The coordinators that may lose their data.
     doomed: BTreeSet<String>,
     /// Those that did, or may have.
     lost: BTreeSet<String>,
     wiped: BTreeSet<String>,
+    /// The worker that lost its folder, if one did.
+    emptied: Option<String>,
     /// Nodes that start late, and when.
     late: Vec<(Duration, String)>,
     latency: Duration,
@@ -36,7 +48,7 @@ pub struct Injector {
 /// What ends by itself.
 #[derive(Debug, Clone, PartialEq)]
 enum Ending {
-    Join(String, String),
+    Partition(PartitionId),
     Latency(String, String),
     Calm(String),
     Disk(String),
@@ -46,7 +58,8 @@ impl Injector {
     /// The faults that `plan` draws, in the order that `seed` draws.
     pub fn new(seed: u64, plan: &Plan) -> Self {
         let mut rng = StdRng::seed_from_u64(seed ^ 0xfa17_5eed);
-        let coordinators = plan.shape.nodes.iter().filter(|node| node.coordinator);
+        let founds = |node: &&NodeShape| node.coordinator && node.place == Place::Founder;
+        let coordinators = plan.shape.nodes.iter().filter(founds);
         let mut coordinators: Vec<String> = coordinators.map(|node| node.name.clone()).collect();
         coordinators.shuffle(&mut rng);
         coordinators.truncate((coordinators.len() - 1) / 2);
@@ -58,9 +71,11 @@ impl Injector {
             kinds,
             next,
             ends: Vec::new(),
+            cuts: Cuts::default(),
             doomed: coordinators.into_iter().collect(),
             lost: BTreeSet::new(),
             wiped: BTreeSet::new(),
+            emptied: None,
             late: late.map(|node| (node.starts_after, node.name.clone())).collect(),
             latency: plan.shape.latency_max,
         }
@@ -71,9 +86,14 @@ impl Injector {
         &self.lost
     }
 
-    /// The coordinators whose data is gone.
-    pub fn wiped(&self) -> &BTreeSet<String> {
-        &self.wiped
+    /// The coordinators whose data may go.
+    pub fn doomed(&self) -> &BTreeSet<String> {
+        &self.doomed
+    }
+
+    /// The worker that lost its folder, if one did.
+    pub fn emptied(&self) -> Option<&str> {
+        self.emptied.as_deref()
     }
 
     /// Does what is due.
@@ -101,17 +121,17 @@ impl Injector {
         for (_, ending) in std::mem::take(&mut self.ends) {
             self.end(world, ending);
         }
-        let hosts = world.hosts();
-        for (i, a) in hosts.iter().enumerate() {
-            world.change(a, |condition| *condition = Condition::default());
-            hosts[i + 1..].iter().for_each(|b| world.repair(a, b));
+        for host in world.hosts() {
+            world.change(&host, |condition| *condition = Condition::default());
         }
         let nodes: Vec<String> = world.nodes().map(str::to_owned).collect();
         for node in nodes {
             world.set_trap(&node, None);
             world.set_disk_faults(&node, DiskFaults::default());
-            // An operator starts anew what its disk let down: a role that ended, a version that was given up.
-            if world.is_up(&node) && (world.met_failures(&node) || world.shape_of(&node).worker) {
+            // An operator starts anew what its disk let down, such as a role that ended, and who gave a
+            // version up, which would be tried again by itself only in minutes. All else must recover by
+            // itself.
+            if world.is_up(&node) && (world.met_failures(&node) || world.gave_up(&node)) {
                 world.crash(&node, Some(Duration::from_millis(500)));
             } else {
                 world.restart(&node);
@@ -121,7 +141,7 @@ impl Injector {
 
     fn end(&mut self, world: &mut World, ending: Ending) {
         match ending {
-            Ending::Join(a, b) => world.repair(&a, &b),
+            Ending::Partition(id) => self.cuts.end(id).iter().for_each(|(from, to)| world.open(from, to)),
             Ending::Latency(a, b) => world.set_latency_max(&a, &b, self.latency),
             Ending::Calm(host) => {
                 world.change(&host, |condition| {
@@ -133,7 +153,7 @@ impl Injector {
         }
     }
 
-    fn after(&mut self, world: &World, seconds: std::ops::Range<f64>, ending: Ending) {
+    fn after(&mut self, world: &World, seconds: Range<f64>, ending: Ending) {
         let lasts = Duration::from_secs_f64(self.rng.random_range(seconds));
         self.ends.push((world.elapsed() + lasts, ending));
     }
@@ -163,13 +183,13 @@ impl Injector {
             Kind::PowerFailure => self.power_failure(world),
             Kind::Isolate => {
                 let host = self.host(world);
-                self.part(world, &[host]);
+                self.part(world, &[host], PARTITION_S);
             }
             Kind::Split => {
                 let mut hosts = world.hosts();
                 hosts.shuffle(&mut self.rng);
                 hosts.truncate(hosts.len() / 2);
-                self.part(world, &hosts);
+                self.part(world, &hosts, PARTITION_S);
             }
             Kind::Depose => self.depose(world),
             Kind::OneWay => self.one_way(world),
@@ -243,6 +263,7 @@ impl Injector {
                 self.after(world, 0.5..5.0, Ending::Disk(node));
             }
             Kind::Wipe => self.wipe(world),
+            Kind::Empty => self.empty(world),
         }
     }
 
@@ -259,14 +280,14 @@ impl Injector {
         let node = self.node(world);
         let moment = [Moment::Before, Moment::During, Moment::After];
         let moment = moment.choose(&mut self.rng).copied().unwrap_or(Moment::Before);
-        let (counts, within) = match self.rng.random_range(0..10) {
-            0..6 => (Counts::Writes, 40),
-            6 => (Counts::Reads, 100),
-            7..9 => (Counts::Sent, 400),
-            _ => (Counts::Received, 400),
+        let (counted, within) = match self.rng.random_range(0..10) {
+            0..6 => (Counted::Writes, 40),
+            6 => (Counted::Reads, 100),
+            7..9 => (Counted::Sent, 400),
+            _ => (Counted::Received, 400),
         };
         let after = self.rng.random_range(0..within);
-        world.set_trap(&node, Some(Trap { after, moment, counts }));
+        world.set_trap(&node, Some(Trap { after, moment, counted }));
     }
 
     fn power_failure(&mut self, world: &mut World) {
@@ -280,40 +301,50 @@ impl Injector {
     }
 
     /// Parts some hosts from all others, for a while.
-    fn part(&mut self, world: &World, side: &[String]) {
-        let lasts = world.elapsed() + Duration::from_secs_f64(self.rng.random_range(0.5..8.0));
-        for a in side {
-            for b in world.hosts().into_iter().filter(|b| !side.contains(b)) {
-                world.partition(a, &b);
-                self.ends.push((lasts, Ending::Join(a.clone(), b)));
-            }
-        }
+    fn part(&mut self, world: &World, side: &[String], seconds: Range<f64>) {
+        let until = self.end_of_partition(world, seconds);
+        let others: Vec<String> = world.hosts().into_iter().filter(|host| !side.contains(host)).collect();
+        let between = side.iter().flat_map(|a| others.iter().map(move |b| (a, b)));
+        let ways = between.flat_map(|(a, b)| [(a.clone(), b.clone()), (b.clone(), a.clone())]);
+        self.cut(world, until, ways.collect());
     }
 
-    /// Parts the leader, as many coordinators as are too few to elect another, and half of the clients from the rest.
+    fn end_of_partition(&mut self, world: &World, seconds: Range<f64>) -> Duration {
+        world.elapsed() + Duration::from_secs_f64(self.rng.random_range(seconds))
+    }
+
+    fn cut(&mut self, world: &World, until: Duration, ways: Vec<Way>) {
+        let (id, cut) = self.cuts.begin(ways);
+        cut.iter().for_each(|(from, to)| world.cut(from, to));
+        self.ends.push((until, Ending::Partition(id)));
+    }
+
+    /// Parts the leader, as many voters as are too few to elect another, all coordinators that do not vote, the
+    /// readers, and half of the other clients from the rest. So long that the rest elects another leader and
+    /// changes something: those who still know of no other than the old one then read from it.
     fn depose(&mut self, world: &World) {
         let Some(leader) = world.leader() else { return };
-        let is_coordinator = |name: &str| world.shape_of(name).coordinator;
-        let others = world.nodes().filter(|name| is_coordinator(name) && *name != leader);
-        let mut others: Vec<String> = others.map(str::to_owned).collect();
+        let voters = world.voters();
+        let mut others: Vec<String> = voters.iter().filter(|name| **name != leader).cloned().collect();
         others.shuffle(&mut self.rng);
-        others.truncate(others.len() / 2 - 1);
+        others.truncate((others.len() / 2).saturating_sub(1));
+        let outside =
+            world.nodes().filter(|name| world.shape_of(name).coordinator && !voters.contains(*name));
+        let outside: Vec<String> = outside.map(str::to_owned).collect();
         let clients: Vec<String> = world.clients().map(str::to_owned).collect();
-        let with = clients.into_iter().filter(|_| self.rng.random_bool(0.5));
-        let side: Vec<String> = [leader].into_iter().chain(others).chain(with).collect();
-        self.part(world, &side);
+        let with = clients.into_iter().filter(|name| self.rng.random_bool(0.5) || name.starts_with("reader"));
+        let with: Vec<String> = with.collect();
+        let side: Vec<String> = [leader].into_iter().chain(others).chain(outside).chain(with).collect();
+        self.part(world, &side, 3.0..8.0);
     }
 
     fn one_way(&mut self, world: &World) {
         let (from, toward) = (self.host(world), self.rng.random_bool(0.5));
-        let lasts = world.elapsed() + Duration::from_secs_f64(self.rng.random_range(0.5..8.0));
-        for to in world.hosts().into_iter().filter(|to| *to != from) {
-            if self.rng.random_bool(0.5) {
-                let (a, b) = if toward { (&from, &to) } else { (&to, &from) };
-                world.partition_oneway(a, b);
-                self.ends.push((lasts, Ending::Join(from.clone(), to)));
-            }
-        }
+        let until = self.end_of_partition(world, PARTITION_S);
+        let mut others = world.hosts();
+        others.retain(|other| *other != from && self.rng.random_bool(0.5));
+        let way = |other: String| if toward { (from.clone(), other) } else { (other, from.clone()) };
+        self.cut(world, until, others.into_iter().map(way).collect());
     }
 
     fn spoil(&mut self, world: &World, faults: DiskFaults) {
@@ -322,13 +353,12 @@ impl Injector {
         self.after(world, 0.2..4.0, Ending::Disk(node));
     }
 
-    /// Takes a coordinator's databases or its whole folder. Before it knows its cluster it has nothing to forget.
+    /// Takes a coordinator's databases or its whole folder. Before it knows its cluster it has nothing to
+    /// forget.
     fn wipe(&mut self, world: &mut World) {
         let doomed: Vec<String> = self.doomed.iter().cloned().collect();
         let Some(node) = doomed.choose(&mut self.rng).cloned() else { return };
-        let identity = world.disk(&node).small("identity.toml").unwrap_or_default();
-        let belongs = String::from_utf8_lossy(&identity).contains("cluster");
-        if !belongs || self.wiped.contains(&node) {
+        if !belongs(world, &node) || self.wiped.contains(&node) {
             return;
         }
         world.crash(&node, None);
@@ -337,11 +367,37 @@ impl Injector {
         }
         // A worker of a new identity has to wait until its old one is out.
         let whole = self.rng.random_bool(0.4) && !world.shape_of(&node).worker;
-        world.wipe(&node, whole);
+        world.wipe(&node, if whole { Loss::Folder } else { Loss::Databases });
         self.lost.insert(node.clone());
         self.wiped.insert(node.clone());
         world.restart(&node);
     }
+
+    /// Takes a worker's whole folder. It comes back under the same name as another node, which may take its
+    /// own place only once the cluster has declared it out; for that at least half of the workers must be
+    /// heard. So it strikes one worker alone, and none that has to be heard for another.
+    fn empty(&mut self, world: &mut World) {
+        let workers: Vec<String> =
+            world.nodes().filter(|name| world.shape_of(name).worker).map(str::to_owned).collect();
+        let alone: Vec<&String> = workers.iter().filter(|name| !world.shape_of(name).coordinator).collect();
+        let Some(node) = alone.choose(&mut self.rng).map(|name| (*name).clone()) else { return };
+        if workers.len() < 2 || self.emptied.is_some() || !belongs(world, &node) {
+            return;
+        }
+        world.crash(&node, None);
+        if world.is_up(&node) {
+            return;
+        }
+        world.empty(&node);
+        self.emptied = Some(node.clone());
+        world.restart(&node);
+    }
+}
+
+/// Whether a node has heard of its cluster, as what it keeps says.
+fn belongs(world: &World, node: &str) -> bool {
+    let identity = world.disk(node).small("identity.toml").unwrap_or_default();
+    String::from_utf8_lossy(&identity).contains("cluster")
 }
 
 /// A time until something that comes once in `mean`.

@@ -1,4 +1,5 @@
-//! What clients did and what came of it: the operations on the registry, and the answers to requests for inference.
+//! What clients did and what came of it: the operations on the registry, and the answers to requests for
+//! inference.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -134,9 +135,9 @@ pub struct Answer {
     pub fallback: bool,
     /// The node.
     pub node: String,
-    /// The image that was given, by its number.
-    pub image: usize,
-    /// What came; one row of probabilities, if all is well.
+    /// The images that were given, by their numbers.
+    pub images: Vec<usize>,
+    /// What came; a row of probabilities for each image, if all is well.
     pub probs: Vec<f32>,
 }
 

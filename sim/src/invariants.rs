@@ -2,17 +2,24 @@
 
 mod always_serving;
 mod answers;
+mod availability;
 mod bundles;
 mod election_safety;
 mod epochs;
+mod hosting;
 mod linearizable;
 mod log_matching;
 mod nothing_lost;
+mod observed;
 mod one_pick;
+mod one_view;
 mod queues;
 mod replicas_equal;
 mod sticky;
 mod wiped_voters;
+
+#[cfg(test)]
+mod fixtures;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,22 +35,29 @@ use crate::facts::Fact;
 use crate::history::{Answer, Op};
 use crate::remains::Remains;
 
-/// All invariants of a run whose coordinators have these disks. Those that explain most come first.
-pub fn all(coordinators: BTreeMap<String, SimDisk>) -> Vec<Box<dyn Invariant>> {
+pub use self::queues::Bounds;
+
+/// All invariants of a run whose coordinators have these disks, and whose workers these bounds. Those that
+/// explain most come first.
+pub fn all(coordinators: BTreeMap<String, SimDisk>, bounds: Bounds) -> Vec<Box<dyn Invariant>> {
     vec![
         Box::new(election_safety::ElectionSafety::default()),
-        Box::new(wiped_voters::WipedVoters),
+        Box::new(wiped_voters::WipedVoters::new(coordinators.clone())),
         Box::new(log_matching::LogMatching::default()),
         Box::new(epochs::Epochs::default()),
+        Box::new(one_view::OneView::default()),
         Box::new(bundles::Bundles::new(coordinators)),
         Box::new(answers::Answers),
         Box::new(nothing_lost::NothingLost),
         Box::new(one_pick::OnePick),
         Box::new(sticky::Sticky),
         Box::new(always_serving::AlwaysServing::default()),
-        Box::new(queues::Queues),
+        Box::new(hosting::Hosting::default()),
+        Box::new(availability::Availability::default()),
+        Box::new(queues::Queues::new(bounds)),
         Box::new(replicas_equal::ReplicasEqual::default()),
         Box::new(linearizable::Linearizable),
+        Box::new(observed::Observed::default()),
     ]
 }
 
@@ -96,7 +110,7 @@ pub struct End {
     pub views: BTreeMap<Epoch, Arc<View>>,
     /// What the bundles' models are, by digest.
     pub models: BTreeMap<Digest, Bytes>,
-    /// The view and the soft state that all agreed on.
+    /// The view and the soft state that all had agreed on when everything had converged.
     pub last: Published,
     /// What the nodes have on their disks.
     pub remains: Vec<Remains>,

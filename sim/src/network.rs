@@ -1,7 +1,8 @@
-//! UDP by turmoil, under QUIC: latency, reordering and partitions are turmoil's, loss, duplication and thin links are ours.
+//! UDP by turmoil, under QUIC: latency, reordering and partitions are turmoil's, loss, duplication and thin
+//! links are ours.
 //!
-//! Turmoil draws each packet's latency by itself, so packets overtake each other wherever the latency varies, which is
-//! everywhere.
+//! Turmoil draws each packet's latency by itself, so packets overtake each other wherever the latency varies,
+//! which is everywhere.
 
 use std::fmt;
 use std::io::{self, IoSliceMut};
@@ -100,7 +101,8 @@ struct Socket {
     conditions: Conditions,
     rng: Mutex<StdRng>,
     queue: Mutex<Queue>,
-    /// Waits for the next packet. It holds turmoil's own lock on the socket, so it is dropped before a packet is taken.
+    /// Waits for the next packet. It holds turmoil's own lock on the socket, so it is dropped before a packet
+    /// is taken.
     readable: Mutex<Option<Readable>>,
 }
 
@@ -142,10 +144,13 @@ impl AsyncUdpSocket for Socket {
         } else {
             1
         };
-        if copies != 1 {
-            let (to, length) = (transmit.destination, transmit.contents.len());
-            crate::trace::line(format_args!("{} -> {to} {length} bytes {copies} times", self.local));
-        }
+        let (to, length) = (transmit.destination, transmit.contents.len());
+        let fate = match copies {
+            0 => ", lost",
+            1 => "",
+            _ => ", twice",
+        };
+        crate::trace::line(format_args!("{} -> {to} {length} bytes{fate}", self.local));
         for _ in 0..copies {
             // A packet that the network does not take is lost, which UDP may do.
             let _ = self.socket.try_send_to(transmit.contents, transmit.destination);

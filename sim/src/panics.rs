@@ -1,9 +1,10 @@
 //! A panic in a simulation ends it there.
 //!
-//! Unwinding is not an option: turmoil has tokio shut a host's runtime down when a task panics, and dropping what the other
-//! tasks hold panics again, which aborts the process. So the simulation's thread tells what happened, and stays where it is
-//! for good. Not in the panic hook, which is held locked meanwhile: whoever asks for the hook next, as a test binary does at
-//! its end, would wait for ever. It stays where unwinding begins, behind the hook.
+//! Unwinding is not an option: turmoil has tokio shut a host's runtime down when a task panics, and dropping
+//! what the other tasks hold panics again, which aborts the process. So the simulation's thread tells what
+//! happened, and stays where it is for good. Not in the panic hook, which is held locked meanwhile: whoever
+//! asks for the hook next, as a test binary does at its end, would wait for ever. It stays where unwinding
+//! begins, behind the hook.
 
 #![expect(unsafe_code, reason = "the unwinder's function can be interposed in no other way")]
 
@@ -39,7 +40,8 @@ pub fn stop_at(tell: Sender<String>) {
     TELL.set(Some(tell));
 }
 
-/// Whether it is the database's over a damaged page, which counts as found: the coordinator catches it and stops.
+/// Whether it is the database's over a damaged page, which counts as found: the coordinator catches it and
+/// stops.
 fn is_caught(info: &PanicHookInfo<'_>) -> bool {
     info.location().is_some_and(|location| location.file().contains("/redb-"))
 }
@@ -47,7 +49,8 @@ fn is_caught(info: &PanicHookInfo<'_>) -> bool {
 /// The unwinder's function, as the platform has it.
 type Raise = unsafe extern "C-unwind" fn(*mut c_void) -> c_int;
 
-/// Replaces the unwinder's function by which a panic begins to unwind: a simulation that is over goes no further.
+/// Replaces the unwinder's function by which a panic begins to unwind: a simulation that is over goes no
+/// further.
 ///
 /// # Safety
 /// As the unwinder's: `exception` is an exception object.
@@ -58,7 +61,8 @@ pub unsafe extern "C-unwind" fn _Unwind_RaiseException(exception: *mut c_void) -
         std::thread::park();
     }
     let raise = RAISE.get_or_init(|| {
-        // SAFETY: the name is a C string; the function of that name has this type in every unwinder (Itanium C++ ABI, 1.3).
+        // SAFETY: the name is a C string; the function of that name has this type in every unwinder (Itanium
+        // C++ ABI, 1.3).
         unsafe {
             let raise = libc::dlsym(libc::RTLD_NEXT, c"_Unwind_RaiseException".as_ptr());
             (!raise.is_null()).then(|| std::mem::transmute::<*mut c_void, Raise>(raise))

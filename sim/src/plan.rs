@@ -1,7 +1,7 @@
 //! What a seed draws: the world, the faults and the workload (swarm testing, Groce et al., ISSTA 2012).
 //!
-//! Each kind of fault is left out of half of all runs and comes at a rate of its own in the others: a run with every fault
-//! at once rarely gets far, and what one fault hides another shows.
+//! Each kind of fault is left out of half of all runs and comes at a rate of its own in the others: a run
+//! with every fault at once rarely gets far, and what one fault hides another shows.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
 use crate::entropy::split_mix;
-use crate::world::{NodeShape, Shape};
+use crate::world::{NodeShape, Place, Shape};
 
 /// How long faults come, unless something else is asked for.
 pub const SAFETY: Duration = Duration::from_secs(58);
@@ -69,11 +69,13 @@ pub enum Kind {
     Flip,
     /// A coordinator loses its databases or its whole folder.
     Wipe,
+    /// A worker loses its folder.
+    Empty,
 }
 
 impl Kind {
     /// All kinds, with the shortest mean time between two of one.
-    const ALL: [(Self, u64); 18] = [
+    const ALL: [(Self, u64); 19] = [
         (Self::Crash, 4),
         (Self::Trap, 4),
         (Self::PowerFailure, 12),
@@ -92,6 +94,8 @@ impl Kind {
         (Self::Flip, 6),
         (Self::Wipe, 6),
         (Self::ThinLink, 6),
+        // Whoever takes its place waits for a minute until it may.
+        (Self::Empty, 60),
     ];
 }
 
@@ -139,7 +143,8 @@ impl Plan {
             // Drawn apart, so that what else a seed draws stays as it was before there were any.
             admins: usize::from(split_mix(&mut (seed ^ 0xad31_0000_0000_0001)).is_multiple_of(2)),
         };
-        let shape = shape(&mut rng, &load);
+        let mut shape = shape(&mut rng, &load);
+        shape.nodes.extend(spares(seed, &shape.nodes, &load));
         let mut faults = Vec::new();
         for (kind, shortest) in Kind::ALL {
             let (comes, factor) = (rng.random_bool(0.5), rng.random_range(1.0..6.0));
@@ -151,6 +156,22 @@ impl Plan {
     }
 }
 
+/// Coordinators that an administrator may take in. Drawn apart, as the administrator is.
+fn spares(seed: u64, founders: &[NodeShape], load: &Load) -> Vec<NodeShape> {
+    let first = founders.iter().filter(|node| node.coordinator).count() + 1;
+    // A config names five coordinators at most; a group of so many shrinks first, and takes its own in again.
+    if load.admins == 0 || first > 4 {
+        return Vec::new();
+    }
+    let mut rng = StdRng::seed_from_u64(seed ^ 0x59a2_e500_0000_0001);
+    let spare = |i| NodeShape {
+        place: Place::Spare,
+        starts_after: Duration::from_millis(rng.random_range(1_000..15_000)),
+        ..NodeShape::coordinator(format!("c{i}"))
+    };
+    (first..first + 2).map(spare).collect()
+}
+
 fn shape(rng: &mut StdRng, load: &Load) -> Shape {
     let coordinators = if rng.random_bool(0.3) { 5 } else { 3 };
     let combined = rng.random_bool(0.25);
@@ -158,8 +179,9 @@ fn shape(rng: &mut StdRng, load: &Load) -> Shape {
     let zones = rng.random_bool(0.3);
     let name = |prefix: &str, i: usize| format!("{prefix}{i}");
     let mut nodes: Vec<NodeShape> =
-        (1..=coordinators).map(|i| NodeShape::new(name("c", i), true, combined)).collect();
-    nodes.extend((1..=workers).map(|i| NodeShape::new(name("w", i), false, true)));
+        (1..=coordinators).map(|i| NodeShape::coordinator(name("c", i))).collect();
+    nodes.iter_mut().for_each(|node| node.worker = combined);
+    nodes.extend((1..=workers).map(|i| NodeShape::worker(name("w", i))));
     for (i, node) in nodes.iter_mut().enumerate() {
         node.speed = [0.5, 1.0, 1.0, 2.0].choose(rng).copied().unwrap_or(1.0);
         if zones {
@@ -178,8 +200,11 @@ fn shape(rng: &mut StdRng, load: &Load) -> Shape {
     let clients = clients.chain(["auditor".to_owned()]);
     let drain = [200, 500, 2_000].choose(rng).copied().unwrap_or(2_000);
     let (executors, rows) = (rng.random_range(1..=2), [8, 64, 4_096].choose(rng).copied().unwrap_or(64));
+    // Most logs are so short in between that coordinators that were away are sent snapshots.
+    let entries = [4, 16, 64, 4_096].choose(rng).copied().unwrap_or(4_096);
     Shape {
         clients: clients.collect(),
+        coordinator: format!("snapshot_entries = {entries}\n"),
         worker: format!(
             "drain_ms_min = {drain}\nexecutors_per_version = {executors}\nrows_in_flight_max = {rows}\n"
         ),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use redb::backends::InMemoryBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
-use roost_coordinator::raft::record::{self, EntryRecord, VoteRecord};
+use roost_coordinator::raft::record::{self, EntryRecord, SnapshotMetaRecord, VoteRecord};
 
 use crate::disk::SimDisk;
 
@@ -22,10 +22,19 @@ pub struct Remains {
     pub bundles: BTreeMap<String, Bytes>,
     /// The objects of the worker's.
     pub cache: BTreeMap<String, Bytes>,
-    /// Whether its databases were wiped, so that it must not take part.
-    pub wiped: bool,
-    /// Whether it is a coordinator that has all it ever had.
-    pub sound: bool,
+    /// What its data is worth.
+    pub standing: Standing,
+}
+
+/// What the data of a node is worth at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// A coordinator that is a member, and has all that it ever had.
+    Sound,
+    /// One that lost its databases, and must not take part.
+    Wiped,
+    /// No coordinator, one that is no member, or one that was damaged.
+    Other,
 }
 
 /// What a coordinator has durably.
@@ -34,11 +43,13 @@ pub struct Raft {
     pub log: BTreeMap<u64, EntryRecord>,
     /// Its vote.
     pub vote: Option<VoteRecord>,
+    /// The last index that its snapshot covers; none where it has no snapshot, or one of nothing.
+    pub snapshot: Option<u64>,
 }
 
 impl Remains {
     /// What lies on a disk.
-    pub fn of(node: &str, disk: &SimDisk, wiped: bool, sound: bool) -> Self {
+    pub fn of(node: &str, disk: &SimDisk, standing: Standing) -> Self {
         Self {
             node: node.to_owned(),
             raft: disk
@@ -46,13 +57,26 @@ impl Remains {
                 .map(|bytes| Raft::read(&bytes).map_err(|error| error.to_string())),
             bundles: disk.objects("bundles"),
             cache: disk.objects("cache"),
-            wiped,
-            sound,
+            standing,
         }
     }
 }
 
 impl Raft {
+    /// Whether it has all that there was up to an index: a log without gaps that begins behind its snapshot
+    /// at the latest, and does not end before the index unless the snapshot covers that.
+    pub fn covers(&self, last: u64) -> bool {
+        let begins = self.snapshot.map_or(0, |snapshot| snapshot + 1);
+        let mut expected = self.log.keys().next().copied().unwrap_or(begins);
+        let whole = expected <= begins
+            && self.log.keys().all(|index| {
+                let follows = *index == expected;
+                expected = index + 1;
+                follows
+            });
+        whole && (expected > last || begins > last)
+    }
+
     fn read(bytes: &[u8]) -> Result<Self, Box<dyn std::error::Error>> {
         let image = InMemoryBackend::new();
         image.set_len(bytes.len() as u64)?;
@@ -67,6 +91,9 @@ impl Raft {
         let meta = transaction.open_table(META)?;
         let vote = meta.get("vote")?.ok_or("there is no vote record")?;
         let vote = record::open("the vote", vote.value())?;
-        Ok(Self { log, vote })
+        let snapshot = meta.get("snapshot")?.ok_or("there is no record of the snapshot")?;
+        let snapshot: Option<SnapshotMetaRecord> = record::open("the snapshot", snapshot.value())?;
+        let snapshot = snapshot.and_then(|snapshot| snapshot.last()).map(|last| last.index());
+        Ok(Self { log, vote, snapshot })
     }
 }

@@ -1,19 +1,30 @@
-//! One simulation, from its seed to its verdict: a safety phase with faults, then a liveness phase without.
+//! One simulation, from its seed to its verdict: a safety phase with faults, then a liveness phase without,
+//! and once all has converged a calm in which nothing may fail.
 
 use std::fmt;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::coverage::Coverage;
 use crate::entropy::spawn;
 use crate::facts::{Fact, Witness, fact_of};
 use crate::faults::Injector;
-use crate::invariants::{self, End, Violation};
+use crate::invariants::{self, Bounds, End, Violation};
 use crate::panics::stop_at;
 use crate::plan::{CONVERGE, Plan, SAFETY};
-use crate::remains::Remains;
+use crate::remains::{Remains, Standing};
 use crate::trace::{self, Keep, Traced};
 use crate::workload::{Phase, Workload};
 use crate::world::World;
+
+/// How long it may take beyond [`CONVERGE`] until a worker that came back as another node has its name again:
+/// a minute until the node that it was is out, another until it asks anew, and what an election in between
+/// costs.
+const OUT: Duration = Duration::from_secs(130);
+/// How long users still ask once everything has converged.
+const CALM: Duration = Duration::from_secs(2);
+/// How long nodes may take to be done with what nobody waits for any more.
+const REST: Duration = Duration::from_secs(1);
 
 /// What to run.
 #[derive(Debug, Clone, Copy)]
@@ -47,16 +58,16 @@ impl Options {
 
 /// What came of a run.
 pub struct Report {
-    /// The seed.
-    pub seed: u64,
-    /// How long faults came.
-    pub safety: Duration,
+    /// What was run.
+    pub options: Options,
     /// What was broken, if anything.
     pub failure: Option<String>,
     /// The trace.
     pub trace: Traced,
     /// How much happened.
     pub counts: Counts,
+    /// How often what is rare came.
+    pub coverage: Coverage,
 }
 
 /// How much happened in a run.
@@ -111,18 +122,17 @@ pub fn run(options: Options) -> Report {
         let mut counts = Counts::default();
         let failure = simulate(&options, &witness, &mut counts).err();
         drop(gathers);
-        (failure, counts)
+        (failure, counts, witness.coverage())
     });
     let traced = told.recv();
     // The other end is gone when the simulation has ended; until then it may panic.
-    let (failure, counts) = match panics.recv() {
-        Ok(panic) => (Some(panic), Counts::default()),
-        Err(_) => {
-            thread.join().unwrap_or_else(|_| (Some("it did not even begin".to_owned()), Counts::default()))
-        }
+    let nothing = |failure: String| (Some(failure), Counts::default(), Coverage::default());
+    let (failure, counts, coverage) = match panics.recv() {
+        Ok(panic) => nothing(panic),
+        Err(_) => thread.join().unwrap_or_else(|_| nothing("it did not even begin".to_owned())),
     };
     let trace = traced.map_or_else(|_| trace::take(), |traced| traced.take());
-    Report { seed: options.seed, safety: options.safety, failure, trace, counts }
+    Report { options, failure, trace, counts, coverage }
 }
 
 fn simulate(options: &Options, witness: &Witness, counts: &mut Counts) -> Result<(), String> {
@@ -131,26 +141,30 @@ fn simulate(options: &Options, witness: &Witness, counts: &mut Counts) -> Result
     let mut world = World::new(options.seed, &plan.shape, witness.clone());
     let coordinators = plan.shape.nodes.iter().filter(|node| node.coordinator);
     let disks = coordinators.map(|node| (node.name.clone(), world.disk(&node.name).clone()));
-    witness.add(invariants::all(disks.collect()));
-    let workload = Workload::start(&mut world, &plan.load, &plan.shape.clients, witness);
+    let worker = &world.config().worker;
+    let rows_max = worker.rows_in_flight_max.get().into();
+    let bounds = Bounds { rows_max, bytes_max: worker.bytes_in_flight_max.get() };
+    witness.add(invariants::all(disks.collect(), bounds));
     let mut injector = Injector::new(options.seed, &plan);
+    let workload = Workload::start(&mut world, &plan, injector.doomed(), witness);
     let result = live(options, &plan, &mut world, &workload, &mut injector, witness);
     counts.elapsed = world.elapsed();
-    counts.converged = world.elapsed().saturating_sub(plan.safety);
+    let converged = result.as_ref().ok().copied().flatten().unwrap_or(world.elapsed());
+    counts.converged = converged.saturating_sub(plan.safety);
     let ops = workload.ops();
     (counts.ops, counts.open) = (ops.len(), ops.iter().filter(|op| op.returned.is_none()).count());
     (counts.answers, counts.failures) = (workload.answers().len(), workload.failures());
-    let verdict =
-        result.and_then(
-            |finished| {
-                if finished { judge(&mut world, &workload, &injector, witness) } else { Ok(()) }
-            },
-        );
+    let verdict = match result {
+        Ok(Some(_)) => judge(&mut world, &workload, &injector, witness),
+        Ok(None) => Ok(()),
+        Err(failure) => Err(failure),
+    };
     trace::deaf(|| drop(world));
     verdict
 }
 
-/// Lives through both phases. Returns whether the run came to its end.
+/// Lives through all phases. Returns when everything had converged; none when the run was stopped before its
+/// end.
 fn live(
     options: &Options,
     plan: &Plan,
@@ -158,12 +172,12 @@ fn live(
     workload: &Workload,
     injector: &mut Injector,
     witness: &Witness,
-) -> Result<bool, String> {
-    let mut phase = Phase::Safety;
+) -> Result<Option<Duration>, String> {
+    let (mut phase, mut converged, mut ended) = (Phase::Safety, Duration::ZERO, None);
     loop {
         let now = world.elapsed();
         if options.until.is_some_and(|until| now >= until) {
-            return Ok(false);
+            return Ok(None);
         }
         match phase {
             Phase::Safety if now < plan.safety => injector.step(world),
@@ -173,28 +187,37 @@ fn live(
                 let coordinators = plan.shape.nodes.iter().filter(|node| node.coordinator);
                 let disk = |name: &String| (world.disk(name).clone(), !injector.lost().contains(name));
                 workload.give_disks(coordinators.map(|node| (node.name.clone(), disk(&node.name))).collect());
-                witness.tell_of("", &Fact::Healed);
                 phase = Phase::Liveness;
                 workload.enter(phase);
             }
             Phase::Liveness => match workload.missing() {
                 None => {
-                    phase = Phase::Over;
+                    trace::line(format_args!("everything has converged"));
+                    witness.tell_of("", &Fact::Converged);
+                    converged = now;
+                    phase = Phase::Converged;
                     workload.enter(phase);
                 }
-                Some(missing) if now >= plan.safety + CONVERGE => {
-                    let violation =
-                        Violation { invariant: "everything converges within 30 s", at: now, what: missing };
+                Some(missing) if now >= plan.safety + patience(injector) => {
+                    let invariant = "everything converges in time";
+                    let violation = Violation { invariant, at: now, what: missing };
                     return Err(violation.to_string());
                 }
                 Some(_) => {}
             },
-            Phase::Over => {}
+            Phase::Converged if now >= converged + CALM => {
+                phase = Phase::Over;
+                workload.enter(phase);
+            }
+            Phase::Converged | Phase::Over => {}
         }
-        let ended = world.step().map_err(|error| format!("a host failed: {error}"))?;
-        // What was agreed on in the last instant still reaches the others; that it must is for an invariant to say.
-        if ended && (are_equal(plan, injector, witness) || now >= plan.safety + 2 * CONVERGE) {
-            return Ok(true);
+        if world.step().map_err(|error| format!("a host failed: {error}"))? {
+            let rested = now >= *ended.get_or_insert(now) + REST;
+            // What was agreed on in the last instant still reaches the others; that it must is for an
+            // invariant to say.
+            if rested && (are_equal(workload, injector, witness) || now >= converged + CALM + CONVERGE) {
+                return Ok(Some(converged));
+            }
         }
         if let Some(violation) = witness.violation() {
             return Err(violation.to_string());
@@ -202,13 +225,16 @@ fn live(
     }
 }
 
-/// Whether all coordinators that kept their data have applied the same.
-fn are_equal(plan: &Plan, injector: &Injector, witness: &Witness) -> bool {
-    let applied = witness.applied();
+/// Whether all members that kept their data have applied the same.
+fn are_equal(workload: &Workload, injector: &Injector, witness: &Witness) -> bool {
+    let (applied, members) = (witness.applied(), workload.members());
     let last = applied.values().max();
-    let coordinators = plan.shape.nodes.iter().filter(|node| node.coordinator);
-    let mut sound = coordinators.filter(|node| !injector.lost().contains(&node.name));
-    sound.all(|node| applied.get(&node.name) == last)
+    members.difference(injector.lost()).all(|name| applied.get(name) == last)
+}
+
+/// How long everything may take to converge, once faults have ended.
+fn patience(injector: &Injector) -> Duration {
+    if injector.emptied().is_some() { OUT + CONVERGE } else { CONVERGE }
 }
 
 fn judge(
@@ -219,11 +245,15 @@ fn judge(
 ) -> Result<(), String> {
     let nodes: Vec<String> = world.nodes().map(str::to_owned).collect();
     nodes.iter().for_each(|node| world.crash(node, None));
-    let replaced = workload.replaced();
+    let (wiped, members) = (witness.wiped(), workload.members());
     let remains = nodes.iter().map(|node| {
-        let wiped = injector.wiped().contains(node) && !replaced.contains(node);
-        let sound = world.shape_of(node).coordinator && !injector.lost().contains(node);
-        Remains::of(node, world.disk(node), wiped, sound)
+        let is_sound = members.contains(node) && !injector.lost().contains(node);
+        let standing = match (wiped.contains(node), is_sound) {
+            (true, _) => Standing::Wiped,
+            (false, true) => Standing::Sound,
+            (false, false) => Standing::Other,
+        };
+        Remains::of(node, world.disk(node), standing)
     });
     let end = End {
         ops: workload.ops(),

@@ -1,7 +1,9 @@
-//! The trace of a simulation: every event, packet and fault as a line with its virtual time and its host.
+//! The trace of a simulation: every event of the product, every packet sent and received, every answer that a
+//! client got, every view that it saw, and every fault, each as a line with its virtual time and its host.
 //!
-//! Lines are gathered per thread, which is per simulation. Two runs of one seed must be equal line by line; where they are
-//! not, the first line that differs says what was not deterministic. Usually only their hash and the last of them are kept.
+//! Lines are gathered per thread, which is per simulation. Two runs of one seed must be equal line by line;
+//! where they are not, the first line that differs says what was not deterministic. Usually only their hash
+//! and the last of them are kept.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -11,18 +13,19 @@ use std::time::Duration;
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Level, Metadata, Subscriber, span};
+use tracing::{Event, Metadata, Subscriber, span};
 use tracing_core::span::Current;
 use xxhash_rust::xxh3::Xxh3Default;
 
-/// Lines that are kept where not all are.
-const LAST_LINES: usize = 200;
+/// Lines that are kept where not all are: with a packet each, some tenths of a second.
+const LAST_LINES: usize = 400;
 
 thread_local! {
     static TRACE: RefCell<Arc<Mutex<Trace>>> = RefCell::new(Arc::new(Mutex::new(Trace::new(Keep::Last))));
     /// The virtual time outside of hosts.
     static NOW: Cell<Duration> = const { Cell::new(Duration::ZERO) };
-    /// The hosts whose spans are entered, the one that runs last: tasks enter the span that they were spawned in again.
+    /// The hosts whose spans are entered, the one that runs last: tasks enter the span that they were spawned
+    /// in again.
     static HOSTS: RefCell<Vec<(span::Id, Arc<str>)>> = const { RefCell::new(Vec::new()) };
     /// Whether nothing is heard.
     static DEAF: Cell<bool> = const { Cell::new(false) };
@@ -59,13 +62,18 @@ impl Trace {
         Self { keep, hasher: Xxh3Default::new(), count: 0, lines: VecDeque::new() }
     }
 
+    /// An empty line: one that is kept no more, where not all are, for there is a line for each packet.
+    fn blank(&mut self) -> String {
+        let full = self.keep == Keep::Last && self.lines.len() >= LAST_LINES;
+        let mut line = if full { self.lines.pop_front() } else { None }.unwrap_or_default();
+        line.clear();
+        line
+    }
+
     fn add(&mut self, line: String) {
         self.hasher.update(line.as_bytes());
         self.hasher.update(b"\n");
         self.count += 1;
-        if self.keep == Keep::Last && self.lines.len() == LAST_LINES {
-            self.lines.pop_front();
-        }
         self.lines.push_back(line);
     }
 }
@@ -85,8 +93,9 @@ pub fn host() -> Option<Arc<str>> {
     HOSTS.with_borrow(|hosts| hosts.last().map(|(_, host)| host.clone()))
 }
 
-/// Hears nothing while `end` tears a process down. A killed process says nothing more; and tokio drops the tasks of a runtime
-/// in an order that depends on their ids, which all the simulations of this process draw from one counter.
+/// Hears nothing while `end` tears a process down. A killed process says nothing more; and tokio drops the
+/// tasks of a runtime in an order that depends on their ids, which all the simulations of this process draw
+/// from one counter.
 pub fn deaf(end: impl FnOnce()) {
     DEAF.set(true);
     end();
@@ -95,12 +104,17 @@ pub fn deaf(end: impl FnOnce()) {
 
 /// Adds a line with the present virtual time and the host that runs.
 pub fn line(text: std::fmt::Arguments<'_>) {
-    let at = now().as_secs_f64();
-    let line = HOSTS.with_borrow(|hosts| match hosts.last() {
-        Some((_, host)) => format!("{at:>12.6} {host} {text}"),
-        None => format!("{at:>12.6} {text}"),
+    let at = now();
+    let (seconds, micros) = (at.as_secs(), at.subsec_micros());
+    TRACE.with_borrow(|trace| {
+        let mut line = lock(trace).blank();
+        // Writing to a string does not fail.
+        let _ = HOSTS.with_borrow(|hosts| match hosts.last() {
+            Some((_, host)) => write!(line, "{seconds:>5}.{micros:06} {host} {text}"),
+            None => write!(line, "{seconds:>5}.{micros:06} {text}"),
+        });
+        lock(trace).add(line);
     });
-    TRACE.with_borrow(|trace| lock(trace).add(line));
 }
 
 /// Ends the trace of this thread and gives it.
@@ -147,7 +161,8 @@ impl Seen<'_> {
     }
 }
 
-/// Begins a trace. While the guard lives, this thread's `tracing` events are lines of it, and `watch` sees each.
+/// Begins a trace. While the guard lives, this thread's `tracing` events are lines of it, and `watch` sees
+/// each.
 #[must_use]
 pub fn gather(
     keep: Keep,
@@ -161,8 +176,8 @@ pub fn gather(
 
 /// Writes events of Roost's own crates as lines, and knows no spans but those that turmoil runs hosts in.
 ///
-/// A subscriber of its own: turmoil makes a span for each host at each tick, for which the general registry took a tenth of
-/// the time of a whole simulation. Here a span is the host's number.
+/// A subscriber of its own: turmoil makes a span for each host at each tick, for which the general registry
+/// took a tenth of the time of a whole simulation. Here a span is the host's number.
 struct Lines {
     watch: Box<dyn Fn(&Seen<'_>) + Send + Sync>,
     hosts: Mutex<Hosts>,
@@ -191,11 +206,11 @@ impl Lines {
 impl Subscriber for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         let ours = metadata.target().starts_with("roost_") || metadata.target() == "audit";
-        (metadata.is_event() && ours && *metadata.level() <= Level::DEBUG) || is_host(metadata)
+        (metadata.is_event() && ours) || is_host(metadata)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(LevelFilter::DEBUG)
+        Some(LevelFilter::TRACE)
     }
 
     fn new_span(&self, attributes: &span::Attributes<'_>) -> span::Id {

@@ -1,7 +1,8 @@
-//! What clients ask of a world: operators who race each other, readers, users, an administrator, and an auditor at the end.
+//! What clients ask of a world: operators who race each other, readers, users, an administrator, and an
+//! auditor at the end.
 //!
-//! Everything is drawn from each client's own seed. What is asked, and what comes of it, goes into the [`History`]; an
-//! operation that was given up, or whose client was stopped, stays open-ended.
+//! Everything is drawn from each client's own seed. What is asked, and what comes of it, goes into the
+//! [`History`]; an operation that was given up, or whose client was stopped, stays open-ended.
 
 mod admin;
 mod audit;
@@ -26,9 +27,9 @@ use crate::disk::SimDisk;
 use crate::engine::model;
 use crate::facts::{Fact, Witness};
 use crate::history::{Answer, History, Op};
-use crate::plan::Load;
+use crate::plan::{Load, Plan};
 use crate::trace;
-use crate::world::{World, connect};
+use crate::world::{NodeShape, World, connect};
 
 /// How far a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub enum Phase {
     Safety,
     /// They have ended; users go on, operators do not.
     Liveness,
+    /// Everything has converged; users go on, and must be answered.
+    Converged,
     /// All is over.
     Over,
 }
@@ -57,8 +60,12 @@ struct Shared {
     /// The bundles that were made: their model's bytes.
     models: RefCell<BTreeMap<Digest, Bytes>>,
     made: Cell<u64>,
-    /// The coordinators that were taken in under a new id.
-    replaced: RefCell<BTreeSet<String>>,
+    /// The addresses of the coordinators, by name.
+    coordinators: BTreeMap<String, String>,
+    /// The coordinators that may lose their data.
+    doomed: BTreeSet<String>,
+    /// Whether an administrator may still change something.
+    administers: Cell<bool>,
     /// The nodes' disks, by name, and whether it is a sound coordinator's.
     disks: RefCell<BTreeMap<String, (SimDisk, bool)>>,
     /// Why the auditor is not content yet; none once it is.
@@ -68,8 +75,12 @@ struct Shared {
 }
 
 impl Workload {
-    /// The clients of `world`, on hosts of their own.
-    pub fn start(world: &mut World, load: &Load, clients: &[String], witness: &Witness) -> Self {
+    /// The clients of `world`, on hosts of their own. Of the `doomed` coordinators, which may lose their
+    /// data, no administrator makes a majority of the voters.
+    pub fn start(world: &mut World, plan: &Plan, doomed: &BTreeSet<String>, witness: &Witness) -> Self {
+        let (load, shape) = (&plan.load, &plan.shape);
+        let coordinators = shape.nodes.iter().filter(|node| node.coordinator);
+        let address = |node: &NodeShape| (node.name.clone(), node.coordinator_address());
         let shared = Shared {
             load: load.clone(),
             phase: Cell::new(Phase::Safety),
@@ -79,13 +90,15 @@ impl Workload {
             followed: RefCell::default(),
             models: RefCell::default(),
             made: Cell::new(0),
-            replaced: RefCell::default(),
+            coordinators: coordinators.map(address).collect(),
+            doomed: doomed.clone(),
+            administers: Cell::new(load.admins > 0),
             disks: RefCell::default(),
             missing: RefCell::new(Some("it has not begun".to_owned())),
             last: RefCell::default(),
         };
         let workload = Self(Rc::new(shared));
-        for name in clients {
+        for name in &shape.clients {
             let (workload, host) = (workload.clone(), name.clone());
             world.client(name, move |connector| async move {
                 let seed = connector.seed();
@@ -99,10 +112,12 @@ impl Workload {
                         _ => audit::audit(&workload, &client, &host).await,
                     }
                 };
+                // A user ends by itself, once it has what it asked for.
+                let is_user = host.starts_with("user");
                 tokio::select! {
                     () = story => trace::line(format_args!("its story has ended")),
                     () = workload.follow(&client, &host) => trace::line(format_args!("follows no more")),
-                    () = workload.until(Phase::Over) => {}
+                    () = workload.until(Phase::Over), if !is_user => {}
                 }
                 Ok(())
             });
@@ -145,9 +160,11 @@ impl Workload {
         self.0.views.borrow().clone()
     }
 
-    /// The coordinators that were taken in under a new id.
-    pub fn replaced(&self) -> BTreeSet<String> {
-        self.0.replaced.borrow().clone()
+    /// The names of the coordinators that are members, by the newest view that was seen.
+    pub fn members(&self) -> BTreeSet<String> {
+        let views = self.0.views.borrow();
+        let newest = views.values().next_back();
+        newest.map(|view| members(view)).unwrap_or_default()
     }
 
     /// What the bundles' models are.
@@ -169,6 +186,9 @@ impl Workload {
             if let Some(view) = &seen.view {
                 self.0.views.borrow_mut().insert(view.epoch, view.clone());
             }
+            let epoch = seen.view.as_ref().map(|view| view.epoch).unwrap_or_default();
+            let (term, sequence) = (seen.soft.term, seen.soft.sequence);
+            trace::line(format_args!("knows the view of {epoch}, soft state {sequence} of term {term}"));
             self.0.witness.tell(Fact::Saw(seen));
             if published.changed().await.is_err() {
                 return std::future::pending().await;
@@ -183,13 +203,17 @@ impl Workload {
         }
     }
 
-    /// A new bundle, unlike all others, or one that was made before.
-    fn bundle(&self, replicas: u16, again: bool) -> LocalBundle {
-        let made = if again { self.0.made.get().max(1) } else { self.0.made.get() + 1 };
+    /// A bundle.
+    fn bundle(&self, replicas: u16, novelty: Novelty) -> LocalBundle {
+        let made = match novelty {
+            Novelty::New => self.0.made.get() + 1,
+            Novelty::Again => self.0.made.get().max(1),
+        };
         self.0.made.set(made.max(self.0.made.get()));
         let bytes = Bytes::from(model(made));
         let manifest = format!(
-            "replicas = {replicas}\nbatch_axes = {{ image = 0, probs = 0 }}\nbatch_rows_max = 4\nwarm_up_rows = [1]\n"
+            "replicas = {replicas}\nbatch_axes = {{ image = 0, probs = 0 }}\n\
+             batch_rows_max = 4\nwarm_up_rows = [1]\n"
         );
         let files = [(MODEL_FILE, bytes.clone()), (MANIFEST_FILE, Bytes::from(manifest))];
         let files = files.map(|(name, bytes)| (name.to_owned(), bytes)).into();
@@ -203,6 +227,20 @@ impl Workload {
         let names = ["alpha", "beta", "gamma"];
         ModelName::new(names[number % self.0.load.models]).expect("a name")
     }
+}
+
+/// Whether a bundle is like one that was made before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Novelty {
+    /// It is unlike all others.
+    New,
+    /// It is the one that was made last.
+    Again,
+}
+
+/// The names of the coordinators that are members.
+fn members(view: &View) -> BTreeSet<String> {
+    view.coordinators.values().map(|coordinator| coordinator.name.to_string()).collect()
 }
 
 /// An operation under way: open-ended, should nobody end it.

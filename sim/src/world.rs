@@ -1,7 +1,7 @@
 //! A cluster from an ordinary cluster config, on simulated hosts, and what can be done to it.
 //!
-//! The world steps virtual time, tears down processes that died, and starts them again as a service manager would. What is
-//! to be done to whom is decided elsewhere, in [`crate::faults`].
+//! The world steps virtual time, tears down processes that died, and starts them again as a service manager
+//! would. What is to be done to whom is decided elsewhere, in [`crate::faults`].
 
 mod cluster;
 
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use roost_client::Client;
+use roost_node::config::ClusterConfig;
 use roost_node::{Node, NodeConfig, start};
 use roost_protocol::NodeName;
 use turmoil::Sim;
@@ -20,10 +21,11 @@ use self::cluster::Cluster;
 use crate::condition::{Condition, Conditions};
 use crate::disk::{Casualties, DiskFaults, SimDisk, Trap};
 use crate::environment::{BEGIN, environment};
-use crate::facts::{Fact, Witness};
+use crate::facts::{Fact, Loss, Witness};
 use crate::trace;
 
-pub use self::cluster::{Connector, NodeShape, Shape};
+use self::cluster::Knows;
+pub use self::cluster::{Connector, NodeShape, Place, Shape};
 
 /// Packets that a host has not taken yet. Turmoil drops more, as a kernel would.
 const UDP_PACKETS_MAX: usize = 4096;
@@ -86,7 +88,8 @@ impl World {
         let conditions = Conditions::default();
         let (cluster, casualties) = (self.cluster.clone(), self.casualties.clone());
         let (given_disk, given_conditions) = (disk.clone(), conditions.clone());
-        let (speed, witness, boots) = (shape.speed, self.witness.clone(), Rc::new(Cell::new(0)));
+        let (speed, knows) = (shape.speed, shape.knows());
+        let (witness, boots) = (self.witness.clone(), Rc::new(Cell::new(0)));
         self.sim.host(name.clone(), move || {
             boots.set(boots.get() + 1);
             let boot = Boot {
@@ -95,6 +98,7 @@ impl World {
                 disk: given_disk.clone(),
                 conditions: given_conditions.clone(),
                 speed,
+                knows,
                 boot: boots.get(),
                 casualties: casualties.clone(),
                 witness: witness.clone(),
@@ -144,6 +148,11 @@ impl World {
         self.sim.elapsed()
     }
 
+    /// The cluster config.
+    pub fn config(&self) -> &ClusterConfig {
+        &self.cluster.config
+    }
+
     /// The names of the nodes.
     pub fn nodes(&self) -> impl Iterator<Item = &str> {
         self.nodes.keys().map(String::as_str)
@@ -157,6 +166,11 @@ impl World {
     /// The coordinator that began to lead last, while it runs.
     pub fn leader(&self) -> Option<String> {
         self.witness.leader().filter(|leader| self.nodes.get(leader).is_some_and(|host| host.up))
+    }
+
+    /// The coordinators that vote.
+    pub fn voters(&self) -> BTreeSet<String> {
+        self.witness.coverage().voters()
     }
 
     /// What a node is.
@@ -175,13 +189,18 @@ impl World {
         host.disk.failures() > host.failures
     }
 
+    /// Whether a node's process gave a version up.
+    pub fn gave_up(&self, node: &str) -> bool {
+        self.witness.gave_up(node)
+    }
+
     /// A node's disk.
     pub fn disk(&self, node: &str) -> &SimDisk {
         &self.nodes[node].disk
     }
 
-    /// Kills a node: its disk and network are cut off first, so that nothing that its end writes is kept. `down` says for how
-    /// long; `None` until [`World::restart`].
+    /// Kills a node: its disk and network are cut off first, so that nothing that its end writes is kept.
+    /// `down` says for how long; `None` until [`World::restart`].
     pub fn crash(&mut self, node: &str, down: Option<Duration>) {
         if !self.nodes[node].up {
             return;
@@ -199,17 +218,25 @@ impl World {
         self.sim.bounce(node);
     }
 
-    /// Empties the databases of a node that is down, or its whole folder.
-    pub fn wipe(&mut self, node: &str, whole: bool) {
+    /// Takes data of a coordinator that is down.
+    pub fn wipe(&mut self, node: &str, loss: Loss) {
         let host = &self.nodes[node];
         assert!(!host.up, "{node} runs");
-        trace::line(format_args!("wipe {node}, whole: {whole}"));
-        if whole {
-            host.disk.wipe();
-        } else {
-            host.disk.wipe_databases();
+        trace::line(format_args!("wipe {node}: {loss:?}"));
+        match loss {
+            Loss::Databases => host.disk.wipe_databases(),
+            Loss::Folder => host.disk.wipe(),
         }
-        self.witness.tell_of(node, &Fact::Wiped);
+        self.witness.tell_of(node, &Fact::Wiped(loss));
+    }
+
+    /// Takes all data of a worker that is down.
+    pub fn empty(&mut self, node: &str) {
+        let host = &self.nodes[node];
+        assert!(!host.up, "{node} runs");
+        trace::line(format_args!("empty {node}"));
+        host.disk.wipe();
+        self.witness.tell_of(node, &Fact::Emptied);
     }
 
     /// Changes the condition of a host, be it a node's or a client's.
@@ -233,22 +260,16 @@ impl World {
         self.nodes[node].disk.set_trap(trap);
     }
 
-    /// Lets nothing pass between two hosts.
-    pub fn partition(&self, a: &str, b: &str) {
-        trace::line(format_args!("part {a} and {b}"));
-        self.sim.partition(a, b);
-    }
-
     /// Lets nothing pass from one host to another.
-    pub fn partition_oneway(&self, from: &str, to: &str) {
-        trace::line(format_args!("part {from} from {to}"));
+    pub fn cut(&self, from: &str, to: &str) {
+        trace::line(format_args!("cut the way from {from} to {to}"));
         self.sim.partition_oneway(from, to);
     }
 
-    /// Lets everything pass between two hosts again.
-    pub fn repair(&self, a: &str, b: &str) {
-        trace::line(format_args!("join {a} and {b}"));
-        self.sim.repair(a, b);
+    /// Lets everything pass from one host to another again.
+    pub fn open(&self, from: &str, to: &str) {
+        trace::line(format_args!("open the way from {from} to {to}"));
+        self.sim.repair_oneway(from, to);
     }
 
     /// Sets the longest latency between two hosts.
@@ -280,6 +301,7 @@ struct Boot {
     disk: SimDisk,
     conditions: Conditions,
     speed: f64,
+    knows: Knows,
     boot: u64,
     casualties: Casualties,
     witness: Witness,
@@ -287,12 +309,12 @@ struct Boot {
 
 impl Boot {
     async fn run(self) -> turmoil::Result {
-        let Self { cluster, name, disk, conditions, speed, boot, casualties, witness } = self;
+        let Self { cluster, name, disk, conditions, speed, knows, boot, casualties, witness } = self;
         witness.tell(Fact::Started);
         let seed = cluster.seed_of(&name, boot);
         let environment = environment(seed, disk.life(), &conditions, speed, &witness);
         let config = NodeConfig {
-            cluster: cluster.config.clone(),
+            cluster: cluster.config_of(knows),
             name: NodeName::new(&name)?,
             credentials: cluster.credentials(&name, &conditions),
         };

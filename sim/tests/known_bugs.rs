@@ -1,8 +1,9 @@
-//! The invariants bite: each known bug, put back, is caught within a hundred seeds, by an invariant that is about it.
+//! The invariants bite: each known bug, put back, is caught within a hundred seeds, by an invariant that is
+//! about it.
 //!
-//! The seeds are tried from [`Case::first`] on, which caught the bug when this was written, and round, until one does: a
-//! change of anything that is drawn moves what a seed meets, and then the search takes longer, but fails only when a hundred
-//! seeds pass in vain. Release builds have no known bugs.
+//! The seeds are tried from [`Case::first`] on, which caught the bug when this was written, and round, until
+//! one does: a change of anything that is drawn moves what a seed meets, and then the search takes longer,
+//! but fails only when a hundred seeds pass in vain. Release builds have no known bugs.
 #![cfg(debug_assertions)]
 
 use roost_protocol::KnownBug;
@@ -38,26 +39,30 @@ fn check(case: &Case) {
 
 #[test]
 fn acknowledge_before_fsync() {
-    // openraft's leader panics when a follower's log is shorter than what the follower acknowledged.
+    // What bites is openraft's own assertion: its leader panics when a follower's log is shorter than what
+    // the follower acknowledged ("log reversion"), at the first contact after a crash, and with that the run
+    // ends. Of the first hundred seeds a quarter ended so, and none by an invariant of ours that is about it:
+    // those would see what a lost quorum forgets, and the leader that remembers meets one of the forgetful
+    // first.
     let invariants = &["log reversion", "log matching", "nothing acknowledged is lost", "linearizable"];
-    check(&Case { bug: KnownBug::AcknowledgeBeforeFsync, first: 1, invariants });
+    check(&Case { bug: KnownBug::AcknowledgeBeforeFsync, first: 3, invariants });
 }
 
 #[test]
 fn skip_the_digest_check() {
     let invariants = &["bundles are held and whole", "answers are their model's"];
-    check(&Case { bug: KnownBug::SkipDigestCheck, first: 11, invariants });
+    check(&Case { bug: KnownBug::SkipDigestCheck, first: 12, invariants });
 }
 
 #[test]
 fn use_an_older_traffic_revision() {
     let invariants = &["everyone picks alike", "keys keep to their versions"];
-    check(&Case { bug: KnownBug::OlderRevision, first: 0, invariants });
+    check(&Case { bug: KnownBug::OlderRevision, first: 1, invariants });
 }
 
 #[test]
 fn answer_a_read_without_read_index() {
-    check(&Case { bug: KnownBug::ReadWithoutIndex, first: 41, invariants: &["linearizable"] });
+    check(&Case { bug: KnownBug::ReadWithoutIndex, first: 62, invariants: &["linearizable"] });
 }
 
 #[test]
@@ -75,7 +80,7 @@ fn commit_a_version_with_holders_under_quorum() {
 fn drop_the_old_version_before_the_new_one_is_ready() {
     check(&Case {
         bug: KnownBug::DropBeforeReady,
-        first: 1,
+        first: 3,
         invariants: &["a stable version is always served"],
     });
 }
@@ -83,5 +88,5 @@ fn drop_the_old_version_before_the_new_one_is_ready() {
 #[test]
 fn let_a_wiped_voter_vote() {
     let invariants = &["a wiped voter does not vote", "election safety", "log matching"];
-    check(&Case { bug: KnownBug::WipedVoterVotes, first: 3, invariants });
+    check(&Case { bug: KnownBug::WipedVoterVotes, first: 11, invariants });
 }

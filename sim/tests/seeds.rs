@@ -6,21 +6,24 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use roost_sim::coverage::Coverage;
 use roost_sim::run::{Options, run};
 
 /// Simulations at once.
 const JOBS: usize = 2;
 
-fn check(worlds: &[Options]) {
+fn check(worlds: &[Options]) -> Coverage {
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let coverage = Mutex::new(Coverage::default());
     std::thread::scope(|scope| {
         for _ in 0..JOBS {
             scope.spawn(|| {
                 while let Some(options) = worlds.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let report = run(*options);
+                    *coverage.lock().unwrap() += &report.coverage;
                     if report.failure.is_some() {
                         println!("{report}");
-                        failed.lock().unwrap().push(report.seed);
+                        failed.lock().unwrap().push(report.options.seed);
                     }
                 }
             });
@@ -32,6 +35,7 @@ fn check(worlds: &[Options]) {
         "the seeds {failed:?} of {} failed; see above how to repeat them",
         worlds.len()
     );
+    coverage.into_inner().unwrap()
 }
 
 /// `seeds/regression.txt`: a seed, the seconds with faults, and what was wrong.
@@ -48,5 +52,17 @@ fn regressions() -> impl Iterator<Item = Options> {
 /// One test, so that no more than [`JOBS`] simulations run at once.
 #[test]
 fn a_hundred_seeds_and_those_that_failed_once() {
-    check(&regressions().chain((0..100).map(Options::new)).collect::<Vec<_>>());
+    let coverage = check(&regressions().chain((0..100).map(Options::new)).collect::<Vec<_>>());
+    println!("{coverage}");
+    let Coverage { snapshots, purges, grown, shrunk, emptied, .. } = coverage;
+    let rare = [
+        (snapshots, "took a snapshot"),
+        (purges, "purged its log"),
+        (grown, "had more voters"),
+        (shrunk, "had fewer voters"),
+        (emptied, "had a worker emptied"),
+    ];
+    for (times, what) in rare {
+        assert!(times > 0, "of a hundred seeds none {what}");
+    }
 }

@@ -1,5 +1,6 @@
-//! The smallest world that is a cluster: three coordinators, two workers, a client, one crash of the leader. It keeps time,
-//! network, disk and entropy outside of all that it runs: two runs of one seed are equal line by line.
+//! The smallest world that is a cluster: three coordinators, two workers, a client, one crash of the leader.
+//! It keeps time, network, disk and entropy outside of all that it runs: two runs of one seed are equal line
+//! by line.
 #![expect(clippy::unwrap_used, reason = "what the tests share is test code too")]
 
 use std::cell::RefCell;

@@ -1,5 +1,6 @@
 //! A database file whose unsynced writes may be lost.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use rand::RngExt;
@@ -10,6 +11,8 @@ use super::{Inner, Life, Operation, Permit, dead};
 
 /// What a disk writes as one, unless it tears.
 pub(super) const SECTOR_BYTES: usize = 512;
+/// What takes its place on a disk at once.
+const BLOCK_BYTES: usize = 4_096;
 /// Of the sectors that a crash meets, those that are written in part.
 const TORN: f64 = 0.1;
 
@@ -20,6 +23,8 @@ pub(super) struct File {
     /// What the running process reads.
     current: Vec<u8>,
     pending: Vec<Pending>,
+    /// The blocks that were ever written, which have their place on the disk.
+    blocks: BTreeSet<usize>,
     open: bool,
 }
 
@@ -53,6 +58,23 @@ impl File {
         }
         self.current = self.durable.clone();
         self.open = false;
+    }
+
+    /// The blocks that hold so many bytes at an offset.
+    fn blocks(offset: usize, bytes: usize) -> std::ops::Range<usize> {
+        offset / BLOCK_BYTES..(offset + bytes).div_ceil(BLOCK_BYTES)
+    }
+
+    /// Whether these bytes lie where some were written before.
+    fn has_room(&self, offset: usize, bytes: usize) -> bool {
+        Self::blocks(offset, bytes).all(|block| self.blocks.contains(&block))
+    }
+
+    /// A sync fails. Some of what was to be synced is given up, though reads still see it: the kernel takes
+    /// pages that it could not write for clean (Rebello et al., USENIX ATC 2020), so that a second sync does
+    /// not bring them to the disk.
+    fn fail_sync(&mut self, rng: &mut StdRng) {
+        self.pending.retain(|pending| matches!(pending, Pending::Length(_)) || rng.random());
     }
 
     fn sync(&mut self) {
@@ -139,25 +161,36 @@ impl StorageBackend for Handle {
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
-        let grows = length > self.len()?;
-        let operation = if grows { Operation::Grow } else { Operation::Write };
-        self.change(operation, |file, _| {
+        // What it gains is a hole, which takes no room.
+        self.change(Operation::Write, |file, _| {
             file.current.resize(length as usize, 0);
+            file.blocks.retain(|block| block * BLOCK_BYTES < length as usize);
             file.pending.push(Pending::Length(length as usize));
         })
     }
 
     fn sync_data(&self) -> io::Result<()> {
         // Half a sync leaves the writes to the crash that follows.
-        self.change(Operation::Write, |file, part| {
+        let synced = self.change(Operation::Write, |file, part| {
             if part == Part::Whole {
                 file.sync();
             }
-        })
+        });
+        if synced.is_err() {
+            let inner = &mut *self.life.disk.lock();
+            let Inner { life, rng, databases, .. } = inner;
+            if let Some(file) = databases.get_mut(&self.name).filter(|_| *life == self.life.number) {
+                file.fail_sync(rng);
+            }
+        }
+        synced
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.change(Operation::Write, |file, part| {
+        let (at, bytes) = (offset as usize, data.len());
+        let has_room = self.file(&mut self.life.disk.lock())?.has_room(at, bytes);
+        self.change(if has_room { Operation::Write } else { Operation::Grow }, |file, part| {
+            file.blocks.extend(File::blocks(at, bytes));
             let data = if part == Part::Half { &data[..data.len() / 2] } else { data };
             write_at(&mut file.current, offset as usize, data);
             file.pending.push(Pending::Write(offset as usize, data.to_vec()));

@@ -1,11 +1,10 @@
 //! The bundle store on the simulated disk.
 //!
-//! It keeps the contract of a local folder with fsync: an object appears whole and durably, or not at all. What is still
-//! being uploaded in parts is gone after a crash; a deletion may be undone by one.
+//! It keeps the contract of a local folder with fsync: an object appears whole and durably, or not at all.
+//! What is still being uploaded in parts is gone after a crash; a deletion may be undone by one.
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -17,19 +16,21 @@ use object_store::{
 };
 use rand::RngExt;
 
-use super::{Life, Object, Operation, Permit, dead};
+use super::{DISK, Life, Object, Operation, Permit, dead};
+use crate::condition::Conditions;
+use crate::trace;
 
 /// The objects of one folder.
 #[derive(Debug, Clone)]
 pub(super) struct Store {
     life: Life,
     folder: String,
-    cost: Duration,
+    conditions: Conditions,
 }
 
 impl Store {
-    pub(super) fn new(life: Life, folder: &str, cost: Duration) -> Self {
-        Self { life, folder: folder.to_owned(), cost }
+    pub(super) fn new(life: Life, folder: &str, conditions: Conditions) -> Self {
+        Self { life, folder: folder.to_owned(), conditions }
     }
 
     fn put_whole(&self, path: &Path, bytes: Bytes) -> Result<()> {
@@ -118,7 +119,7 @@ fn put_result() -> PutResult {
 #[async_trait]
 impl ObjectStore for Store {
     async fn put_opts(&self, path: &Path, payload: PutPayload, _: PutOptions) -> Result<PutResult> {
-        tokio::time::sleep(self.cost).await;
+        tokio::time::sleep(self.conditions.now().disk(DISK)).await;
         self.put_whole(path, payload.into())?;
         Ok(put_result())
     }
@@ -132,7 +133,7 @@ impl ObjectStore for Store {
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        tokio::time::sleep(self.cost).await;
+        tokio::time::sleep(self.conditions.now().disk(DISK)).await;
         let bytes = self.find(path)?;
         let meta = meta(path, bytes.len());
         let whole = 0..bytes.len() as u64;
@@ -146,7 +147,10 @@ impl ObjectStore for Store {
             Bytes::new()
         } else {
             let mut read = BytesMut::from(&bytes[range.start as usize..range.end as usize]);
-            self.life.disk.lock().blemish(&mut read);
+            let mut inner = self.life.disk.lock();
+            if inner.blemish(&mut read) {
+                inner.flipped.insert(self.folder.clone(), trace::now());
+            }
             read.freeze()
         };
         Ok(GetResult {
@@ -203,7 +207,7 @@ impl MultipartUpload for Upload {
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        tokio::time::sleep(self.store.cost).await;
+        tokio::time::sleep(self.store.conditions.now().disk(DISK)).await;
         self.store.put_whole(&self.path, std::mem::take(&mut self.parts).freeze())?;
         Ok(put_result())
     }

@@ -1,3 +1,5 @@
+//! What the simulated disk keeps, loses and damages.
+
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutPayload};
 
@@ -9,7 +11,7 @@ fn disk() -> SimDisk {
 }
 
 fn files(disk: &SimDisk) -> SimFiles {
-    SimFiles::of(disk.life(), Duration::ZERO)
+    SimFiles::of(disk.life(), Conditions::default())
 }
 
 #[test]
@@ -50,7 +52,7 @@ fn a_trap_kills_before_during_or_after_an_operation() {
         let disk = SimDisk::new("n", 7, casualties.clone());
         let database = files(&disk).database("raft").unwrap();
         database.write(0, &[1; 8]).unwrap();
-        disk.set_trap(Some(Trap { after: 1, moment, counts: Counts::Writes }));
+        disk.set_trap(Some(Trap { after: 1, moment, counted: Counted::Writes }));
         database.write(8, &[1; 8]).unwrap();
         database.sync_data().unwrap_err();
         database.write(16, &[1; 8]).unwrap_err();
@@ -61,14 +63,14 @@ fn a_trap_kills_before_during_or_after_an_operation() {
     }
     let disk = disk();
     let life = disk.life();
-    disk.set_trap(Some(Trap { after: 1, moment: Moment::Before, counts: Counts::Sent }));
+    disk.set_trap(Some(Trap { after: 1, moment: Moment::Before, counted: Counted::Sent }));
     assert!(life.sends() && life.receives());
     assert!(!life.sends() && !life.is_alive() && !life.receives());
     let life = disk.life();
-    disk.set_trap(Some(Trap { after: 0, moment: Moment::After, counts: Counts::Received }));
+    disk.set_trap(Some(Trap { after: 0, moment: Moment::After, counted: Counted::Received }));
     assert!(life.sends() && life.receives() && !life.is_alive());
     let read = files(&disk);
-    disk.set_trap(Some(Trap { after: 0, moment: Moment::After, counts: Counts::Reads }));
+    disk.set_trap(Some(Trap { after: 0, moment: Moment::After, counted: Counted::Reads }));
     read.read("identity.toml").unwrap_err();
 }
 
@@ -85,8 +87,9 @@ fn faults_come_at_their_rates() {
     });
     assert!((30..70).contains(&flipped.count()));
     disk.set_faults(DiskFaults { full: true, ..DiskFaults::default() });
-    database.set_len(1 << 20).unwrap_err();
+    database.set_len(1 << 20).unwrap();
     database.write(0, &[1; 8]).unwrap();
+    database.write(1 << 19, &[1; 8]).unwrap_err();
     disk.set_faults(DiskFaults { fail_write: 1.0, ..DiskFaults::default() });
     database.sync_data().unwrap_err();
 }

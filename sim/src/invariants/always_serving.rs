@@ -1,5 +1,5 @@
-//! A version is not dropped before others serve it: when a worker unloads one of its own will, another serves it, unless one
-//! that served it was lost meanwhile, or nobody needs it any more.
+//! A version is not dropped before others serve it: when a worker unloads one of its own will, another serves
+//! it, unless one that served it was lost meanwhile, or nobody needs it any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,8 +9,8 @@ use roost_protocol::view::{NodeState, View};
 use super::Invariant;
 use crate::facts::Fact;
 
-/// How old the news of another's readiness may be by which a worker lets go: a broken watch notices after its idle timeout and
-/// dials anew, a leader's death takes an election and a settling.
+/// How old the news of another's readiness may be by which a worker lets go: a broken watch notices after its
+/// idle timeout and dials anew, a leader's death takes an election and a settling.
 const NEWS: Duration = Duration::from_secs(15);
 
 /// A stable version always has a serving replica while one lives.
@@ -35,8 +35,9 @@ impl AlwaysServing {
         }
     }
 
-    /// Whether the newest view has the version as its model's stable one, and a node that may own it. While no client has
-    /// seen where a model's traffic was switched to, workers may know more than the clients' views, and nothing is said.
+    /// Whether the newest view has the version as its model's stable one, and a node that may own it. While
+    /// no client has seen where a model's traffic was switched to, workers may know more than the clients'
+    /// views, and nothing is said.
     fn is_needed(&self, version: &str) -> bool {
         let Some(view) = &self.view else { return false };
         let owning = view.nodes.values().any(|node| node.state == NodeState::Active && node.hold.is_none());
@@ -48,7 +49,8 @@ impl AlwaysServing {
     }
 }
 
-/// The model whose traffic a command switched, as the text of what was applied says, and the revision that it led to.
+/// The model whose traffic a command switched, as the text of what was applied says, and the revision that it
+/// led to.
 fn rerouted(what: &str) -> Option<(&str, u64)> {
     let (command, revision) = what.rsplit_once(": Ok(Rerouted { revision: Revision(")?;
     let (_, model) = command.split_once("model: ")?;
@@ -119,7 +121,44 @@ impl AlwaysServing {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixtures::{at, published, traffic, view};
     use super::*;
+
+    fn tell(serving: &mut AlwaysServing, seconds: u64, host: &str, to: &str) -> Result<(), String> {
+        let moved = Fact::Moved { version: "alpha@1".to_owned(), to: to.to_owned() };
+        serving.watch(at(seconds), host, &moved)
+    }
+
+    /// Both workers serve version 1 of `alpha`, of which `stable` is the stable one.
+    fn two_serve(stable: u32) -> AlwaysServing {
+        let mut serving = AlwaysServing::default();
+        let saw = Fact::Saw(published(view(1, traffic(1, stable), 2, 2)));
+        serving.watch(at(1), "user1", &saw).unwrap();
+        tell(&mut serving, 1, "w1", "Ready").unwrap();
+        tell(&mut serving, 1, "w2", "Ready").unwrap();
+        serving
+    }
+
+    #[test]
+    fn the_last_that_serves_does_not_let_go_of_its_own_will() {
+        for (stable, holds) in [(1, false), (2, true)] {
+            let mut serving = two_serve(stable);
+            tell(&mut serving, 50, "w1", "Draining").unwrap();
+            tell(&mut serving, 51, "w1", "Unloaded").unwrap();
+            tell(&mut serving, 52, "w2", "Draining").unwrap();
+            assert_eq!(tell(&mut serving, 53, "w2", "Unloaded").is_ok(), holds);
+        }
+    }
+
+    #[test]
+    fn a_loss_that_the_last_could_not_know_of_excuses_it() {
+        for (lost, holds) in [(20, false), (45, true)] {
+            let mut serving = two_serve(1);
+            serving.watch(at(lost), "w1", &Fact::Died).unwrap();
+            tell(&mut serving, 50, "w2", "Draining").unwrap();
+            assert_eq!(tell(&mut serving, 51, "w2", "Unloaded").is_ok(), holds);
+        }
+    }
 
     #[test]
     fn a_switch_is_read_from_what_was_applied() {

@@ -23,3 +23,20 @@ impl Invariant for ElectionSafety {
         if leader == host { Ok(()) } else { Err(format!("{leader} and {host} both led in term {term}")) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::at;
+    use super::*;
+
+    #[test]
+    fn a_second_leader_of_a_term_is_found() {
+        let mut safety = ElectionSafety::default();
+        let mut leads = |host, term| safety.watch(at(1), host, &Fact::Led { term });
+        leads("c1", 1).unwrap();
+        leads("c2", 2).unwrap();
+        leads("c1", 3).unwrap();
+        leads("c1", 3).unwrap();
+        leads("c1", 2).unwrap_err();
+    }
+}

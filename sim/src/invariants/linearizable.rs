@@ -1,7 +1,8 @@
 //! Changes and reads of the registry are linearizable, model by model.
 //!
-//! The specification is the registry as its users know it: versions in order, where traffic goes, labels. The one thing that
-//! happens unasked is that the planner exposes the target of a rollout, which may come at any moment after its start.
+//! The specification is the registry as its users know it: versions in order, where traffic goes, labels. The
+//! one thing that happens unasked is that the planner exposes the target of a rollout, which may come at any
+//! moment after its start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -45,7 +46,10 @@ fn judge(model: &ModelName, ops: &[Arc<Op>]) -> Result<(), String> {
     });
     let last = lists.max_by_key(|(at, _)| *at).map(|(_, notes)| notes);
     // Unless one came through in the instant after.
-    let later = |op: &Arc<Op>, listed: usize| matches!(&op.returned, Some((_, Return::Pushed { version, .. })) if version.0 as usize > listed);
+    let later = |op: &Arc<Op>, listed: usize| match &op.returned {
+        Some((_, Return::Pushed { version, .. })) => version.0 as usize > listed,
+        _ => false,
+    };
     let last = last.filter(|last| !ops.iter().any(|op| later(op, last.len())));
     let relevant = |op: &&Arc<Op>| match (&op.call, &op.returned) {
         // A read that nobody heard the end of says nothing.
@@ -66,7 +70,8 @@ fn judge(model: &ModelName, ops: &[Arc<Op>]) -> Result<(), String> {
         Verdict::Not(stuck) => {
             let candidates = stuck.candidates.iter().map(|i| format!("{:?}", history[*i].op));
             Err(format!(
-                "{model}: no order of {} operations fits; {} of them lead to {:?}, where none of these can follow: {}",
+                "{model}: no order of {} operations fits; {} of them lead to {:?}, \
+                 where none of these can follow: {}",
                 history.len(),
                 stuck.fit,
                 stuck.state,
@@ -113,6 +118,10 @@ impl Specification for Spec {
             }
         }
         next
+    }
+
+    fn observes(&self, op: &Arc<Op>) -> bool {
+        op.call.reads() || matches!(op.returned, Some((_, Return::Refused(_))))
     }
 }
 
@@ -297,5 +306,58 @@ fn kind_of(error: &CommandError) -> &'static str {
         | CommandError::NotInitialised
         | CommandError::RequestTooOld { .. }
         | CommandError::LevelTooLow { .. } => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{alpha, end, op, read_versions};
+    use super::*;
+
+    fn pushed(from: u64, until: u64, note: &str, version: u32) -> Arc<Op> {
+        let call = Call::Push { note: note.to_owned(), digest: Digest::of(note.as_bytes()) };
+        let returned = Return::Pushed { version: Version(version), stable: version == 1 };
+        Arc::new(op(from, call, Some((until, returned))))
+    }
+
+    fn read(at: u64, notes: &[&str]) -> Arc<Op> {
+        let versions: Vec<(&str, Digest)> =
+            notes.iter().map(|note| (*note, Digest::of(note.as_bytes()))).collect();
+        read_versions(at, &versions)
+    }
+
+    fn rerouted(from: u64, call: Call, revision: u64) -> Arc<Op> {
+        Arc::new(op(from, call, Some((from, Return::Rerouted(Revision(revision))))))
+    }
+
+    fn judge(ops: Vec<Arc<Op>>) -> Result<(), String> {
+        Linearizable.judge(&End { ops, ..end() })
+    }
+
+    #[test]
+    fn a_read_has_all_that_returned_before_it() {
+        let (a, b) = (pushed(1, 2, "a", 1), pushed(3, 4, "b", 2));
+        judge(vec![a.clone(), b.clone(), read(5, &["a", "b"])]).unwrap();
+        judge(vec![a.clone(), read(5, &["a"]), b.clone(), read(6, &["a", "b"])]).unwrap_err();
+        judge(vec![pushed(3, 4, "a", 1), pushed(1, 2, "b", 2), read(5, &["a", "b"])]).unwrap_err();
+        // One that returned to nobody may have come before or after, or never.
+        let open = Arc::new(op(1, Call::Push { note: "c".to_owned(), digest: Digest::of(b"c") }, None));
+        judge(vec![open.clone(), a.clone(), b.clone(), read(5, &["a", "b"])]).unwrap();
+        judge(vec![open, a, pushed(3, 4, "b", 3), read(5, &["a", "c", "b"])]).unwrap();
+    }
+
+    #[test]
+    fn a_command_acts_once() {
+        let weight = Weight::ALL;
+        let start = || Call::Start { target: Version(2), weight };
+        let ops = [pushed(1, 2, "a", 1), pushed(3, 4, "b", 2), read(5, &["a", "b"])];
+        let with = |more: Vec<Arc<Op>>| judge(ops.iter().cloned().chain(more).collect());
+        with(vec![rerouted(6, start(), 2), rerouted(7, Call::Abort, 3)]).unwrap();
+        // The target may have been exposed between them, which is a revision of its own.
+        with(vec![rerouted(6, start(), 2), rerouted(7, Call::Abort, 4)]).unwrap();
+        with(vec![rerouted(6, start(), 2), rerouted(7, Call::Abort, 5)]).unwrap_err();
+        let none = Return::Refused(CommandError::NoRollout { model: alpha() });
+        let refused = Arc::new(op(7, Call::Abort, Some((7, none))));
+        with(vec![rerouted(6, start(), 2), refused]).unwrap_err();
     }
 }

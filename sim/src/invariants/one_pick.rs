@@ -1,7 +1,9 @@
-//! At one traffic revision everyone picks the same version for a key, and nobody goes back to an older revision than is known.
+//! At one traffic revision everyone picks the same version for a key, and nobody goes back to an older
+//! revision than is known.
 //!
-//! An answer names the revision that its request was routed by and the epoch of the answering node's view. The version must be
-//! the one that the traffic of either picks; a request that begins after an answer came is routed by no older revision than
+//! An answer names the revision that its request was routed by and the epoch of the answering node's view.
+//! The version must be the one that the traffic of either picks; a request is routed by no older revision
+//! than the client's view had as it was asked, and one that begins after an answer came by none older than
 //! that answer's node knew.
 
 use std::collections::BTreeMap;
@@ -25,8 +27,11 @@ impl Invariant for OnePick {
     fn judge(&mut self, end: &End) -> Result<(), String> {
         let known = Known::of(end)?;
         let split = end.answers.iter().filter(|answer| matches!(answer.target, Target::Split(_)));
-        for answer in split.clone().filter(|answer| !answer.fallback) {
-            known.check(answer)?;
+        for answer in split.clone() {
+            known.check_age(answer)?;
+            if !answer.fallback {
+                known.check(answer)?;
+            }
         }
         let split: Vec<&Arc<Answer>> = split.collect();
         for (i, later) in split.iter().enumerate() {
@@ -71,6 +76,17 @@ impl<'a> Known<'a> {
         (before.revision == after.revision).then_some(*before)
     }
 
+    fn check_age(&self, answer: &Answer) -> Result<(), String> {
+        let epochs = self.by_epoch.get(answer.target.model());
+        let asked_at = answer.asked_at.and_then(|epoch| epochs?.get(&epoch)).map(|traffic| traffic.revision);
+        match asked_at.filter(|known| answer.revision < *known) {
+            None => Ok(()),
+            Some(known) => {
+                Err(format!("{answer:?} was routed by an older revision than its client's, {known}"))
+            }
+        }
+    }
+
     fn check(&self, answer: &Answer) -> Result<(), String> {
         let model = answer.target.model();
         let routed_by = self.by_revision.get(&(model, answer.revision)).copied();
@@ -94,5 +110,45 @@ impl<'a> Known<'a> {
             return Err(format!("{later:?} was routed by an older revision than {seen}, after {earlier:?}"));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use roost_protocol::Version;
+    use roost_protocol::traffic::{Canary, Weight};
+
+    use super::super::fixtures::{answer, at, end, epoch, traffic, view};
+    use super::*;
+
+    /// Version 1 is stable at the revision 1, from the epoch 1 on; all goes to version 2 at the revision 2,
+    /// from 5 on.
+    fn judge(answers: &[Answer]) -> Result<(), String> {
+        let all = Canary { version: Version(2), weight: Weight::ALL };
+        let exposed = Traffic { canary: Some(all), ..traffic(2, 1) };
+        let views = [view(1, traffic(1, 1), 2, 1), view(4, traffic(1, 1), 2, 1), view(5, exposed, 2, 1)];
+        let views = views.map(|view| (view.epoch, Arc::new(view))).into();
+        let answers = answers.iter().cloned().map(Arc::new).collect();
+        OnePick.judge(&End { views, answers, ..end() })
+    }
+
+    #[test]
+    fn an_answer_is_of_the_version_that_its_revision_picks() {
+        let second = Answer { version: Version(2), revision: Revision(2), epoch: epoch(5), ..answer() };
+        judge(&[answer(), second.clone()]).unwrap();
+        judge(&[Answer { version: Version(2), ..answer() }]).unwrap_err();
+        judge(&[Answer { version: Version(1), ..second.clone() }]).unwrap_err();
+        judge(&[Answer { version: Version(1), fallback: true, ..second.clone() }]).unwrap();
+        // The node knew better than the client.
+        judge(&[Answer { epoch: epoch(5), ..answer() }]).unwrap_err();
+    }
+
+    #[test]
+    fn nobody_goes_back_to_an_older_revision() {
+        judge(&[Answer { asked_at: Some(epoch(5)), ..answer() }]).unwrap_err();
+        let first = Answer { version: Version(2), revision: Revision(2), epoch: epoch(5), ..answer() };
+        let later = Answer { invoked: at(12), returned: at(13), ..answer() };
+        judge(&[first.clone(), later.clone()]).unwrap_err();
+        judge(&[first, Answer { client: "user2".to_owned(), ..later }]).unwrap();
     }
 }

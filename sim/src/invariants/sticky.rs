@@ -1,7 +1,7 @@
 //! A key goes from stable to canary at most once in a rollout, and back only by an abort or an undo.
 //!
-//! Answers for one key, in the order of their traffic revisions, are held against the model's history of events; fallbacks are
-//! marked and stand apart.
+//! Answers for one key, in the order of their traffic revisions, are held against the model's history of
+//! events; fallbacks are marked and stand apart.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -78,7 +78,8 @@ fn leads_to(kind: &RolloutEventKind, version: Version) -> bool {
         RolloutEventKind::Started { .. }
         | RolloutEventKind::Paused { .. }
         | RolloutEventKind::Resumed
-        | RolloutEventKind::Aborted { .. } => false,
+        | RolloutEventKind::Aborted { .. }
+        | RolloutEventKind::Excluded { .. } => false,
     }
 }
 
@@ -93,6 +94,46 @@ fn stable_at(history: &[RolloutEvent], revision: Revision) -> Option<Version> {
         | RolloutEventKind::Exposed { .. }
         | RolloutEventKind::Paused { .. }
         | RolloutEventKind::Resumed
-        | RolloutEventKind::Aborted { .. } => stable,
+        | RolloutEventKind::Aborted { .. }
+        | RolloutEventKind::Excluded { .. } => stable,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use roost_protocol::traffic::Weight;
+
+    use super::super::fixtures::{answer, end, read_history};
+    use super::*;
+
+    /// A rollout to version 2 that is exposed at the revision 3, and what comes after it.
+    fn judge(after: RolloutEventKind, answers: &[(u64, u32)]) -> Result<(), String> {
+        let (target, weight) = (Version(2), Weight::ALL);
+        let first = RolloutEventKind::First(Version(1));
+        let kinds = [
+            first,
+            RolloutEventKind::Started { target, weight },
+            RolloutEventKind::Exposed { target, weight },
+            after,
+        ];
+        let answers = answers.iter().map(|(revision, version)| {
+            Arc::new(Answer { revision: Revision(*revision), version: Version(*version), ..answer() })
+        });
+        Sticky.judge(&End { ops: vec![read_history(99, &kinds)], answers: answers.collect(), ..end() })
+    }
+
+    fn aborted() -> RolloutEventKind {
+        RolloutEventKind::Aborted { target: Version(2), reason: String::new() }
+    }
+
+    #[test]
+    fn a_key_goes_to_the_canary_once_and_back_by_an_abort_or_an_undo_alone() {
+        judge(aborted(), &[(1, 1), (3, 2), (4, 1)]).unwrap();
+        judge(RolloutEventKind::Undone { from: Version(2), to: Version(1) }, &[(3, 2), (4, 1)]).unwrap();
+        judge(RolloutEventKind::Promoted { target: Version(2) }, &[(2, 1), (4, 2)]).unwrap();
+        judge(RolloutEventKind::Promoted { target: Version(2) }, &[(3, 2), (4, 1)]).unwrap_err();
+        judge(RolloutEventKind::Resumed, &[(3, 2), (4, 1)]).unwrap_err();
+        judge(aborted(), &[(1, 1), (2, 2)]).unwrap_err();
+        judge(aborted(), &[(3, 2), (3, 1)]).unwrap_err();
+    }
 }

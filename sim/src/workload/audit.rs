@@ -1,6 +1,6 @@
 //! The auditor: once faults have ended, it waits until everything has converged.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ use roost_protocol::{ModelName, Target};
 
 use super::operator::Operator;
 use super::{Phase, Workload, user};
-use crate::disk::SimFiles;
+use crate::condition::Conditions;
+use crate::disk::{SimDisk, SimFiles};
 use crate::history::{Call, Op};
 use crate::trace;
 
@@ -49,13 +50,17 @@ async fn look(workload: &Workload, client: &Client, host: &str) -> Result<Publis
     }
     let published = client.published().borrow().clone();
     let view = published.view.clone().ok_or("the auditor has no view")?;
+    if workload.0.administers.get() {
+        return Err("the administrator is not done".to_owned());
+    }
+    check_members(client).await?;
     if let Some(node) = super::admin::held(client).first() {
         return Err(format!("node {node} is held back"));
     }
     check_rollouts(client, &view).await?;
     check_hosts(&published, &view)?;
     check_clients(workload, &published)?;
-    check_coordinators(workload)?;
+    check_coordinators(workload, &view)?;
     check_bundles(workload, &view).await?;
     for name in view.models.keys() {
         let mut rng = StdRng::seed_from_u64(view.epoch.index);
@@ -77,7 +82,7 @@ async fn look(workload: &Workload, client: &Client, host: &str) -> Result<Publis
         return Err("a change that was begun before came through between the last reads".to_owned());
     }
     // Once more: a worker that joined again meanwhile has led to entries that change no view.
-    check_coordinators(workload)?;
+    check_coordinators(workload, &view)?;
     let after = client.published().borrow().clone();
     match after.view.as_ref().map(|view| view.epoch) == Some(view.epoch) {
         true => Ok(after),
@@ -139,13 +144,24 @@ fn check_clients(workload: &Workload, published: &Published) -> Result<(), Strin
     Ok(())
 }
 
+/// No change of who coordinates is half-done.
+async fn check_members(client: &Client) -> Result<(), String> {
+    let summary = client.control().members().await.map_err(|error| error.to_string())?;
+    if summary.changing { Err("one set of voters is being replaced by another".to_owned()) } else { Ok(()) }
+}
+
+/// The sound coordinators that are members, and their disks.
+fn sound(workload: &Workload, view: &View) -> BTreeMap<String, SimDisk> {
+    let (disks, members) = (workload.0.disks.borrow(), super::members(view));
+    let sound = disks.iter().filter(|(name, (_, sound))| *sound && members.contains(*name));
+    sound.map(|(name, (disk, _))| (name.clone(), disk.clone())).collect()
+}
+
 /// Every sound coordinator has applied all that any has.
-fn check_coordinators(workload: &Workload) -> Result<(), String> {
+fn check_coordinators(workload: &Workload, view: &View) -> Result<(), String> {
     let applied = workload.0.witness.applied();
     let last = applied.values().max();
-    let disks = workload.0.disks.borrow();
-    let mut sound = disks.iter().filter(|(_, (_, sound))| *sound).map(|(name, _)| name);
-    match sound.find(|name| applied.get(*name) != last) {
+    match sound(workload, view).keys().find(|name| applied.get(*name) != last) {
         None => Ok(()),
         Some(name) => Err(format!("{name} has applied {:?} of {last:?}", applied.get(name))),
     }
@@ -153,9 +169,8 @@ fn check_coordinators(workload: &Workload) -> Result<(), String> {
 
 /// Every sound coordinator holds every bundle that a version is made of.
 async fn check_bundles(workload: &Workload, view: &View) -> Result<(), String> {
-    let disks = workload.0.disks.borrow().clone();
-    for (node, (disk, _)) in disks.iter().filter(|(_, (_, sound))| *sound) {
-        let files: &dyn roost_node::environment::Files = &SimFiles::of(disk.life(), Duration::ZERO);
+    for (node, disk) in &sound(workload, view) {
+        let files: &dyn roost_node::environment::Files = &SimFiles::of(disk.life(), Conditions::default());
         let store = files.bundles("bundles").map_err(|error| error.to_string())?;
         let store = BundleStore::new(store);
         for (name, model) in &view.models {

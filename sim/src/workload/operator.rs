@@ -9,7 +9,7 @@ use roost_protocol::messages::control::{Answer, Change, Outcome, Query};
 use roost_protocol::traffic::Weight;
 use roost_protocol::{CommandError, ControlError, Epoch, Label, ModelName, ModelVersion, Version};
 
-use super::{Begun, Phase, Workload};
+use super::{Begun, Novelty, Phase, Workload};
 use crate::faults::exponential;
 use crate::history::{Call, Return};
 
@@ -86,7 +86,8 @@ impl Operator<'_> {
 
     async fn push(&mut self, model: &ModelName, rng: &mut StdRng) {
         let replicas = rng.random_range(1..=self.workload.0.load.replicas);
-        let bundle = self.workload.bundle(replicas, rng.random_bool(0.1));
+        let novelty = if rng.random_bool(0.1) { Novelty::Again } else { Novelty::New };
+        let bundle = self.workload.bundle(replicas, novelty);
         self.pushes += 1;
         let note = format!("{}-{}", self.host, self.pushes);
         let call = Call::Push { note: note.clone(), digest: bundle.files().digest() };

@@ -7,9 +7,9 @@ use rand::{RngExt, SeedableRng};
 use roost_client::Client;
 use roost_protocol::traffic::KeyHash;
 use roost_protocol::view::Model;
-use roost_protocol::{ModelName, ModelVersion, Target};
+use roost_protocol::{ModelName, ModelVersion, Target, Tensor};
 
-use super::Workload;
+use super::{Phase, Workload};
 use crate::engine::{IMAGES, INPUT, OUTPUT, image};
 use crate::facts::Fact;
 use crate::faults::exponential;
@@ -20,8 +20,10 @@ use crate::trace;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Requests that one user has in flight.
 const AT_ONCE: u64 = 3;
+/// Rows of one request at most: as many as the manifests allow in a batch.
+const ROWS_MAX: usize = 4;
 
-/// Asks until the end.
+/// Asks until the end. What was asked is waited for.
 pub(super) async fn ask(workload: &Workload, client: &Client, host: &str, seed: u64) {
     let one = |i: u64| one_after_the_other(workload, client, host, seed.wrapping_add(i));
     futures::future::join_all((0..AT_ONCE).map(one)).await;
@@ -29,7 +31,7 @@ pub(super) async fn ask(workload: &Workload, client: &Client, host: &str, seed: 
 
 async fn one_after_the_other(workload: &Workload, client: &Client, host: &str, seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
-    loop {
+    while workload.0.phase.get() != Phase::Over {
         let model = workload.model(rng.random_range(0..8));
         let key = rng.random_bool(0.7).then(|| format!("key-{}", rng.random_range(0..workload.0.load.keys)));
         let target = {
@@ -63,9 +65,11 @@ pub(super) async fn ask_once(
     key: Option<&str>,
     rng: &mut StdRng,
 ) -> Option<String> {
-    let number = rng.random_range(0..IMAGES);
+    // Several rows go together now and then: a node's bound of eight is soon reached then.
+    let rows = if rng.random_bool(0.3) { rng.random_range(2..=ROWS_MAX) } else { 1 };
+    let images: Vec<usize> = (0..rows).map(|_| rng.random_range(0..IMAGES)).collect();
     let asked_at = client.published().borrow().view.as_ref().map(|view| view.epoch);
-    let mut request = client.infer(target.clone()).input(INPUT, image(number)).deadline(DEADLINE);
+    let mut request = client.infer(target.clone()).input(INPUT, stack(&images)).deadline(DEADLINE);
     if let Some(key) = key {
         request = request.key(key);
     }
@@ -75,7 +79,9 @@ pub(super) async fn ask_once(
         Err(error) => {
             trace::line(format_args!("no answer from {target}: {error}"));
             workload.0.history.failed();
-            return Some(error.to_string());
+            let error = error.to_string();
+            workload.0.witness.tell(Fact::Unanswered { target, invoked, error: error.clone() });
+            return Some(error);
         }
     };
     let probs =
@@ -92,10 +98,25 @@ pub(super) async fn ask_once(
         epoch: response.epoch,
         fallback: response.fallback,
         node: response.node.to_string(),
-        image: number,
+        images,
         probs: probs.unwrap_or_default(),
     };
+    let Answer { target, version, node, revision, epoch, probs, .. } = &answer;
+    let bits: Vec<u8> = probs.iter().flat_map(|value| value.to_bits().to_le_bytes()).collect();
+    let (hash, by) =
+        (xxhash_rust::xxh3::xxh3_64(&bits), if answer.fallback { "instead" } else { "as picked" });
+    trace::line(format_args!(
+        "{target} was answered by {version} {by}, of {node} at {epoch}, revision {revision}: {hash:016x}"
+    ));
     let answer = workload.0.history.answered(answer);
     workload.0.witness.tell(Fact::Answered(answer));
     None
+}
+
+/// Images as one input, `[images, 1, 8, 8] f32`.
+fn stack(images: &[usize]) -> Tensor {
+    let rows: Vec<Tensor> = images.iter().map(|number| image(*number)).collect();
+    let values = rows.iter().flat_map(|row| row.elements::<f32>().expect("images are of f32"));
+    let values: Vec<f32> = values.copied().collect();
+    Tensor::from_elements(&[images.len() as u64, 1, 8, 8], values).expect("each has its pixels")
 }

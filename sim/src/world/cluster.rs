@@ -28,7 +28,9 @@ pub struct Shape {
     pub nodes: Vec<NodeShape>,
     /// The clients' names.
     pub clients: Vec<String>,
-    /// The section `[worker]` of the cluster config.
+    /// The section `[coordinator]` of the cluster config.
+    pub coordinator: String,
+    /// The section `[worker]`.
     pub worker: String,
     /// The step of virtual time. Packets arrive at its ends.
     pub tick: Duration,
@@ -45,6 +47,8 @@ pub struct NodeShape {
     pub name: String,
     /// Whether it is a coordinator.
     pub coordinator: bool,
+    /// Whether it is there from the beginning.
+    pub place: Place,
     /// Whether it is a worker.
     pub worker: bool,
     /// Where it stands.
@@ -55,21 +59,60 @@ pub struct NodeShape {
     pub starts_after: Duration,
 }
 
+/// Whether a node is there from the beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// It stands in every config.
+    Founder,
+    /// A coordinator that came to the config when the group was there already: an administrator may take it
+    /// in.
+    Spare,
+}
+
+/// Which config a node has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Knows {
+    /// That of the founders: all coordinators of it form the group.
+    Founders,
+    /// That with everyone.
+    Everyone,
+}
+
 impl NodeShape {
-    /// A node that starts at once.
-    pub fn new(name: String, coordinator: bool, worker: bool) -> Self {
-        Self { name, coordinator, worker, zone: String::new(), speed: 1.0, starts_after: Duration::ZERO }
+    /// A founder that is a coordinator alone, and starts at once.
+    pub fn coordinator(name: String) -> Self {
+        let (zone, starts_after) = (String::new(), Duration::ZERO);
+        Self { name, coordinator: true, worker: false, place: Place::Founder, zone, speed: 1.0, starts_after }
+    }
+
+    /// A founder that is a worker alone, and starts at once.
+    pub fn worker(name: String) -> Self {
+        Self { coordinator: false, worker: true, ..Self::coordinator(name) }
+    }
+
+    /// Where it is reached as a coordinator.
+    pub fn coordinator_address(&self) -> String {
+        format!("{}:7401", self.name)
+    }
+
+    /// Which config it has: nobody waits for spares when the group is formed.
+    pub(super) fn knows(&self) -> Knows {
+        match self.place {
+            Place::Founder if self.coordinator => Knows::Founders,
+            Place::Founder | Place::Spare => Knows::Everyone,
+        }
     }
 }
 
 impl Shape {
     /// Nodes of one role each, a client, and a network that is quick and does no harm.
     pub fn plain(coordinators: usize, workers: usize) -> Self {
-        let coordinator = |i| NodeShape::new(format!("c{i}"), true, false);
-        let worker = |i| NodeShape::new(format!("w{i}"), false, true);
+        let coordinator = |i| NodeShape::coordinator(format!("c{i}"));
+        let worker = |i| NodeShape::worker(format!("w{i}"));
         Self {
             nodes: (1..=coordinators).map(coordinator).chain((1..=workers).map(worker)).collect(),
             clients: vec!["client".to_owned()],
+            coordinator: String::new(),
             worker: String::new(),
             tick: Duration::from_millis(1),
             latency_min: Duration::from_millis(1),
@@ -81,22 +124,33 @@ impl Shape {
 /// What the hosts of a world share.
 pub(super) struct Cluster {
     seed: u64,
+    /// With all nodes.
     pub(super) config: Arc<ClusterConfig>,
+    /// Without the spares.
+    founders: Arc<ClusterConfig>,
     certificates: BTreeMap<String, Pem>,
     ca: String,
 }
 
 impl Cluster {
     pub(super) fn new(seed: u64, shape: &Shape) -> Self {
-        let mut text = format!("cluster = \"{CLUSTER}\"\n[worker]\n{}\n", shape.worker);
+        let mut text = format!(
+            "cluster = \"{CLUSTER}\"\n[coordinator]\n{}\n[worker]\n{}\n",
+            shape.coordinator, shape.worker
+        );
+        let mut founders = text.clone();
         let mut names = BTreeMap::new();
         for node in &shape.nodes {
+            if node.place == Place::Founder {
+                write_node(&mut founders, node);
+            }
             names.insert(node.name.clone(), write_node(&mut text, node));
         }
         for client in &shape.clients {
             names.insert(client.clone(), [Role::Client, Role::Operator].into());
         }
-        let config = Arc::new(ClusterConfig::parse(&text).expect("the config is well-formed"));
+        let parse = |text: &str| Arc::new(ClusterConfig::parse(text).expect("the config is well-formed"));
+        let (config, founders) = (parse(&text), parse(&founders));
         let cluster = ClusterName::new(CLUSTER).expect("a name");
         let validity = Validity { since_epoch: BEGIN - DAY, lasts: 3 * DAY };
         let authority = Authority::create(cluster.clone(), validity).expect("a CA is made");
@@ -107,7 +161,14 @@ impl Cluster {
         };
         let certificates = names.into_iter().map(issue).collect();
         let ca = authority.pem().certificate;
-        Self { seed, config, certificates, ca }
+        Self { seed, config, founders, certificates, ca }
+    }
+
+    pub(super) fn config_of(&self, knows: Knows) -> Arc<ClusterConfig> {
+        match knows {
+            Knows::Founders => self.founders.clone(),
+            Knows::Everyone => self.config.clone(),
+        }
     }
 
     pub(super) fn credentials(&self, name: &str, conditions: &Conditions) -> Arc<Credentials> {
@@ -134,7 +195,7 @@ fn write_node(text: &mut String, node: &NodeShape) -> BTreeSet<Role> {
     if node.coordinator {
         roles.insert(Role::Coordinator);
         named.push("\"coordinator\"");
-        addresses += &format!("coordinator_address = \"{name}:7401\"\n");
+        addresses += &format!("coordinator_address = \"{}\"\n", node.coordinator_address());
     }
     if node.worker {
         roles.insert(Role::Worker);
