@@ -17,6 +17,7 @@ Runs, from any folder, and stops at the first failure:
   conformance   roost-node conformance on ONNX's 882 operator tests, fetched from the pinned wheel
   network       deploy/test-network.sh: a cluster whose network is cut, loses and delays (as root, where there is iproute2)
   doc           cargo doc on the workspace, warnings are errors
+  miri          deploy/test-miri.sh: the scalar kernels under Miri (where a toolchain has it; a note says so otherwise)
   arm64         deploy/test-arm64.sh: kernels and output bits on ARM64, by qemu (where there is apt-get)
 
 Environment:
@@ -104,6 +105,7 @@ else
   echo "note: no network namespaces here; deploy/test-network.sh --help says what it needs" >&2
 fi
 step doc env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+step miri deploy/test-miri.sh
 if command -v apt-get >/dev/null; then
   step arm64 deploy/test-arm64.sh
 else
