@@ -335,7 +335,7 @@ main() {
   fault loss 1 "$attempt_s" 0 "loss 0.2"
 
   # A command takes a dozen ways there and back, each of 0.4 s: it connects, learns who coordinates, and finds who leads.
-  patience_s=10
+  patience_s=10 fault_s=24
   fault delay 0 "$attempt_s" 0 "delay 200"
   set_heartbeat 500
   fault paced 1 "$attempt_s" 0 "delay 200"

@@ -15,6 +15,9 @@ const HINT_FRESH: Duration = Duration::from_secs(1);
 /// use after three seconds of silence; until then each request that tried it first would lose the time of a
 /// dial.
 const SUSPECT_FOR: Duration = Duration::from_secs(2);
+/// So many attempts must be unanswered before a node owes: one may be given up because a hedge won, and if the
+/// next comes after a while, that while is the client's silence and not the node's.
+const OWED_MIN: u32 = 3;
 
 /// The nodes, as their answers let this client see them.
 #[derive(Debug, Default)]
@@ -28,8 +31,8 @@ struct Node {
     /// Requests of others in flight there, and when that was so.
     others: Option<(u64, Instant)>,
     heard: Option<Instant>,
-    /// The first attempt since the node was last heard.
-    owes_since: Option<Instant>,
+    /// The first attempt since the node was last heard, and how many there were.
+    owed: Option<(Instant, u32)>,
     suspect_until: Option<Instant>,
 }
 
@@ -38,7 +41,7 @@ impl Loads {
     pub fn sent(&mut self, node: NodeId, now: Instant) {
         let node = self.nodes.entry(node).or_default();
         node.in_flight += 1;
-        node.owes_since.get_or_insert(now);
+        node.owed.get_or_insert((now, 0)).1 += 1;
     }
 
     /// An attempt there is over, however it ended.
@@ -52,7 +55,7 @@ impl Loads {
     /// client's included.
     pub fn heard(&mut self, node: NodeId, in_flight: Option<u32>, now: Instant) {
         let node = self.nodes.entry(node).or_default();
-        (node.heard, node.owes_since) = (Some(now), None);
+        (node.heard, node.owed) = (Some(now), None);
         node.suspect_until = None;
         if let Some(all) = in_flight {
             // Own requests are counted exactly; only those of others are taken from the hint.
@@ -83,9 +86,10 @@ impl Loads {
         self.nodes.get(&node).and_then(|node| node.heard).is_none_or(|heard| heard < since)
     }
 
-    /// Since when the node was sent attempts and answered none of them, nor any before.
+    /// Since when the node was sent attempts, three at least, and answered none of them, nor any before.
     pub fn owes_since(&self, node: NodeId) -> Option<Instant> {
-        self.nodes.get(&node)?.owes_since
+        let (since, attempts) = self.nodes.get(&node)?.owed?;
+        (attempts >= OWED_MIN).then_some(since)
     }
 
     /// Forgets nodes that are gone and have nothing in flight.
@@ -133,8 +137,10 @@ mod tests {
         loads.heard(A, None, at(5));
         assert_eq!(loads.owes_since(A), None);
         loads.sent(A, at(6));
-        loads.sent(A, at(8));
         loads.ended(A);
+        loads.sent(A, at(9_000));
+        assert_eq!(loads.owes_since(A), None, "nobody asked it in between");
+        loads.sent(A, at(9_001));
         assert_eq!(loads.owes_since(A), Some(at(6)), "who gave up got no answer");
     }
 

@@ -107,6 +107,10 @@ fn judge(
     if let Some(cluster) = belonged {
         return Verdict::Contradiction(Contradiction::AllForgotten(cluster));
     }
+    // Each says so, whichever of them is asked.
+    if group.len().is_multiple_of(2) {
+        return Verdict::Contradiction(Contradiction::Even(group.len()));
+    }
     if group.first().is_none_or(|first| first.name != *us.1) {
         return Verdict::Wait;
     }
@@ -118,9 +122,6 @@ fn judge(
     let members: BTreeMap<u64, Member> = members.collect();
     if members.len() != group.len() {
         return Verdict::Contradiction(Contradiction::SameId);
-    }
-    if members.len().is_multiple_of(2) {
-        return Verdict::Contradiction(Contradiction::Even(members.len()));
     }
     Verdict::Form(members)
 }
@@ -138,6 +139,10 @@ pub(crate) async fn run(shared: Arc<Shared>, belonged: Option<ClusterId>) {
             let answers = ask_all(&shared).await;
             judge((shared.node, &shared.name), &shared.group, &answers, belonged)
         };
+        shared.tell_unformed(match &verdict {
+            Verdict::Contradiction(why) => Some(why.to_string()),
+            _ => None,
+        });
         let loud = rounds.is_multiple_of(ROUNDS_SILENT);
         let wait = match verdict {
             Verdict::Form(members) => {
@@ -304,22 +309,21 @@ mod tests {
 
     #[test]
     fn two_nodes_of_one_id_are_found() {
-        let group = group(&["a", "b"]);
-        let copy = Probe { node: NodeId(1), ..NEW };
-        let verdict = judge((NodeId(1), &name("a")), &group, &[(&group[1], Ok(copy))], None);
+        let group = group(&["a", "b", "c"]);
+        let [copy, other] = [NodeId(1), NodeId(3)].map(|node| Probe { node, ..NEW });
+        let answers = [(&group[1], Ok(copy)), (&group[2], Ok(other))];
+        let verdict = judge((NodeId(1), &name("a")), &group, &answers, None);
         assert_eq!(verdict, Verdict::Contradiction(Contradiction::SameId));
     }
 
     #[test]
     fn an_even_number_forms_no_group() {
         let group = group(&["a", "b"]);
-        let verdict = judge(
-            (NodeId(1), &name("a")),
-            &group,
-            &[(&group[1], Ok(Probe { node: NodeId(2), ..NEW }))],
-            None,
-        );
-        assert_eq!(verdict, Verdict::Contradiction(Contradiction::Even(2)));
+        for (us, other) in [("a", &group[1]), ("b", &group[0])] {
+            let answers = [(other, Ok(Probe { node: NodeId(2), ..NEW }))];
+            let verdict = judge((NodeId(1), &name(us)), &group, &answers, None);
+            assert_eq!(verdict, Verdict::Contradiction(Contradiction::Even(2)), "{us}");
+        }
     }
 
     #[test]

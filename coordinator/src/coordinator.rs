@@ -46,6 +46,8 @@ const AGREE_HEARTBEATS: u32 = 50;
 const AGREE_MIN: Duration = Duration::from_secs(5);
 const HAND_OVER_HEARTBEATS: u32 = 5;
 const HAND_OVER_MIN: Duration = Duration::from_millis(500);
+const SOFT_HEARTBEATS: u32 = 5;
+const SOFT_MIN: Duration = Duration::from_millis(500);
 const ASK_HEARTBEATS: u32 = 20;
 const ASK_MIN: Duration = Duration::from_secs(2);
 /// What a snapshot may take to a slow follower, besides the time for its bytes.
@@ -76,6 +78,11 @@ impl RaftConfig {
     /// Waiting for one follower to take over: a round trip, an fsync and an answer of each voter.
     pub(crate) fn hand_over(&self) -> Duration {
         (self.heartbeat() * HAND_OVER_HEARTBEATS).max(HAND_OVER_MIN)
+    }
+
+    /// How long a follower may take to take the soft state; after that it is sent the next one.
+    pub(crate) fn soft(&self) -> Duration {
+        (self.heartbeat() * SOFT_HEARTBEATS).max(SOFT_MIN)
     }
 
     /// How long a coordinator may take to answer one question, a handshake before it.
@@ -212,6 +219,7 @@ impl Coordinator {
                 published,
                 registry: Mutex::new(None),
                 snapshots: tokio::sync::Mutex::default(),
+                unformed: Mutex::default(),
                 members: tokio::sync::RwLock::new(()),
                 admitted: AtomicBool::new(
                     initialised || belonged.is_none() || roost_protocol::KnownBug::WipedVoterVotes.is_in(),

@@ -29,8 +29,6 @@ use crate::state::Command;
 const TICK: Duration = Duration::from_millis(200);
 /// Between two looks at whether this coordinator leads, while it may.
 const LOOK: Duration = Duration::from_millis(50);
-/// A follower that does not take the soft state in this time is sent the next one.
-const SOFT: Duration = Duration::from_millis(500);
 /// A follower that restarted has forgotten what it was sent.
 const SOFT_AGAIN: Duration = Duration::from_secs(2);
 /// The name under which the planner's changes stand in histories.
@@ -145,7 +143,7 @@ impl Followers {
                     let answer = link.ask((Kind::RaftRequest, &request), Kind::RaftResponse).await;
                     matches!(answer, Ok(PeerResponse::Heard)).then_some(sequence)
                 };
-                (id, tokio::time::timeout(SOFT, send).await.ok().flatten())
+                (id, tokio::time::timeout(shared.pace.soft(), send).await.ok().flatten())
             }));
         }
     }

@@ -4,7 +4,8 @@
 //! log: a version was made of one that a quorum of the voters *of that time* held. So before the voters change, every new
 //! one must hold all bundles that versions are made of, and a quorum of those to come must hold each. Meanwhile no version
 //! is made: [`Shared::members`] is held shared by a push that is being committed, exclusively by a change of members, which
-//! first waits until what is in the log already is applied. Once both sets of voters count, a push needs a quorum of each, so a new leader may finish what another began.
+//! first waits until what is in the log already is applied. Once both sets of voters count, a push needs a quorum of each,
+//! so a new leader may finish what another began.
 //!
 //! Each step leads to a state that it names, so a retry of it finds nothing to do.
 

@@ -53,12 +53,14 @@ pub(crate) struct Shared {
     pub registry: Mutex<Option<Registry>>,
     /// Held while a snapshot of the state is taken and sent.
     pub snapshots: tokio::sync::Mutex<()>,
-    /// Held shared while a version is made, exclusively while who coordinates changes. A proposal outlives the one who held
+    /// Held shared while a version is made or the level is raised, exclusively while who coordinates changes. A proposal outlives the one who held
     /// it: see [`Shared::settle`].
     pub members: tokio::sync::RwLock<()>,
     /// Whether this coordinator may take part in the group. One that belonged to a cluster and whose database is empty may
     /// not before it is sure that no group counts on what it has forgotten.
     pub admitted: AtomicBool,
+    /// Why no group is formed, where the last round of asking found a contradiction.
+    pub unformed: Mutex<Option<String>>,
     /// When a leader was heard last; when this coordinator started, before the first.
     pub heard: Mutex<tokio::time::Instant>,
 }
@@ -144,6 +146,20 @@ impl Shared {
     /// The cluster, once it is known here.
     pub fn cluster(&self) -> Option<ClusterId> {
         self.machine.state(|state| state.cluster())
+    }
+
+    /// Takes why no group is formed.
+    pub fn tell_unformed(&self, why: Option<String>) {
+        *self.unformed.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// The error of a cluster that has no identity yet, and what keeps it from one, if that is known.
+    pub fn forming(&self) -> ControlError {
+        let why = self.unformed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let forming = || "the cluster is still being formed".to_owned();
+        ControlError::NoQuorum {
+            reason: why.map_or_else(forming, |why| format!("no group is formed: {why}")),
+        }
     }
 
     /// Fails once the disk has: Raft may take a moment to stop.

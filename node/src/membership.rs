@@ -426,6 +426,7 @@ mod tests {
             "it was well in between"
         );
     }
+
     #[tokio::test]
     async fn a_name_that_is_free_again_is_asked_for_at_once() {
         let (us, now, full) = (us(), Instant::now(), Jitter::new(u64::MAX));

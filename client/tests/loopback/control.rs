@@ -93,6 +93,51 @@ async fn a_refusal_is_final_and_silence_has_an_end() {
     assert_eq!(error, election());
 }
 
+/// What a leader whose oldest outcome is later answers.
+fn too_old(sent: Epoch) -> ControlResponse {
+    let present = Epoch { generation: 1, index: 70_000 };
+    let oldest = Epoch { generation: 1, index: 4_000 };
+    ControlResponse::Failed(CommandError::RequestTooOld { sent, oldest, present }.into())
+}
+
+#[tokio::test]
+async fn a_change_whose_view_lags_is_asked_for_anew_once() {
+    let cluster = Cluster::start(1, 0).await;
+    let seen: Arc<Mutex<Vec<(RequestId, u64)>>> = Arc::default();
+    // Two refusals, at first with an attempt before them of which nobody knows what became.
+    let refuse = |unknown: usize| {
+        let requests = seen.clone();
+        requests.lock().unwrap().clear();
+        cluster.peers[0].rules(move |request| {
+            let ControlRequest::Change { request, sent, .. } = request else { panic!("not a change") };
+            let mut requests = requests.lock().unwrap();
+            requests.push((*request, sent.index));
+            match requests.len() {
+                n if n <= unknown => {
+                    ControlResponse::Failed(ControlError::NoQuorum { reason: "slow".to_owned() })
+                }
+                _ if sent.index < 4_000 => too_old(*sent),
+                _ => done(Outcome::Applied),
+            }
+        });
+    };
+    let client = cluster.client().await;
+    refuse(0);
+    client.control().promote(&digits()).await.unwrap();
+    {
+        let seen = seen.lock().unwrap();
+        assert_eq!(seen.iter().map(|(_, sent)| *sent).collect::<Vec<_>>(), [1, 70_000]);
+        assert_ne!(seen[0].0, seen[1].0, "the same command under two epochs");
+    }
+    // An attempt may have made it: a second ticket could make it twice.
+    refuse(1);
+    let error = client.control().promote(&digits()).await.unwrap_err();
+    assert!(matches!(error, ControlError::Refused(CommandError::RequestTooOld { .. })), "{error}");
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 2);
+    assert_eq!(seen[0], seen[1]);
+}
+
 #[tokio::test]
 async fn heartbeats_remember_the_leader() {
     let cluster = Cluster::start(2, 0).await;

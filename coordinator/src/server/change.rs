@@ -13,7 +13,7 @@ use roost_protocol::manifest::{Manifest, ManifestError};
 use roost_protocol::messages::control::{Change, Done};
 use roost_protocol::{CommandError, ControlError, Epoch, ModelName, ModelVersion, RequestId, Revision};
 
-use super::control::{bears, forming};
+use super::control::bears;
 use crate::points::{Point, Points};
 use crate::shared::Shared;
 use crate::state::{Applied, Command, is_about_the_plan};
@@ -35,7 +35,7 @@ pub(super) async fn change(
     change: Change,
 ) -> Result<Done, ControlError> {
     if shared.cluster().is_none() {
-        return Err(forming());
+        return Err(shared.forming());
     }
     // Holders are counted by the voters that there are, which must not change until the version is made.
     let _members = match &change {

@@ -108,6 +108,9 @@ pub(crate) async fn hand_on(
     let elected = shared.until_leader(|leader| leader.is_some());
     let elected = tokio::time::timeout(Duration::from_millis(ELECTION_WAIT_MS_MAX), elected).await;
     let Some((id, leader)) = shared.leader() else {
+        if shared.cluster().is_none() {
+            return Err(shared.forming());
+        }
         let reason = if elected.is_ok() { "this coordinator was just elected" } else { "no leader is known" };
         return Err(ControlError::NoQuorum { reason: reason.to_owned() });
     };
@@ -158,17 +161,12 @@ async fn ask_leader(
     }
 }
 
-/// The error of a cluster that has no identity yet. It will have one soon.
-pub(super) fn forming() -> ControlError {
-    ControlError::NoQuorum { reason: "the cluster is still being formed".to_owned() }
-}
-
 async fn answer(shared: &Arc<Shared>, query: Query) -> Result<Answer, ControlError> {
     if !roost_protocol::KnownBug::ReadWithoutIndex.is_in() {
         shared.catch_up().await?;
     }
     let (cluster, epoch) = shared.machine.state(|state| (state.cluster(), state.epoch()));
-    let cluster = cluster.ok_or_else(forming)?;
+    let cluster = cluster.ok_or_else(|| shared.forming())?;
     match query {
         Query::Models => Ok(Answer::Models(shared.machine.state(|state| state.models()))),
         Query::Versions(model) => Ok(Answer::Versions(shared.machine.state(|state| state.versions(&model))?)),

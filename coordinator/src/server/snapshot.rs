@@ -5,15 +5,15 @@
 
 use bytes::Bytes;
 use quinn::SendStream;
-use roost_protocol::ControlError;
 use roost_protocol::error::reason;
 use roost_protocol::frame::Kind;
 use roost_protocol::limits::CHUNK_BYTES_MAX;
 use roost_protocol::messages::control::ControlResponse;
-use roost_protocol::quic::stream::{StreamError, finish, write_body, write_message};
+use roost_protocol::quic::bundles::PAUSE_MAX;
+use roost_protocol::quic::stream::{StreamError, finish, write_body_within, write_message};
 use roost_protocol::snapshot::{self, SnapshotHeader, SnapshotModel};
+use roost_protocol::{ClusterId, ControlError};
 
-use super::control::forming;
 use crate::raft::machine;
 use crate::shared::Shared;
 use crate::state::State;
@@ -43,7 +43,8 @@ pub(super) async fn answer(shared: &Shared, send: &mut SendStream, by: &str) -> 
     for mut part in parts {
         while !part.is_empty() {
             let chunk = part.split_to(part.len().min(CHUNK_BYTES_MAX as usize));
-            write_body(send, Kind::SnapshotChunk, chunk).await?;
+            // Whoever takes nothing would keep all others from their turn.
+            write_body_within(send, Kind::SnapshotChunk, chunk, PAUSE_MAX).await?;
         }
     }
     finish(send);
@@ -57,31 +58,32 @@ async fn take(shared: &Shared) -> Result<[Bytes; 3], ControlError> {
         return Err(shared.not_leader());
     }
     shared.catch_up().await?;
+    let cluster = shared.cluster().ok_or_else(|| shared.forming())?;
     let (machine, at_ms) = (shared.machine.clone(), shared.clock.now_ms());
-    let encoded = shared.disk.in_turn(move || encode(&machine.state(State::clone), at_ms)).await;
+    let encoded = shared.disk.in_turn(move || encode(cluster, &machine.state(State::clone), at_ms)).await;
     encoded.map_err(|error| ControlError::Storage { reason: reason(error) })?
 }
 
-fn encode(state: &State, at_ms: u64) -> Result<[Bytes; 3], ControlError> {
-    let header = header(state, at_ms).ok_or_else(forming)?;
+fn encode(cluster: ClusterId, state: &State, at_ms: u64) -> Result<[Bytes; 3], ControlError> {
+    let header = header(cluster, state, at_ms);
     let unfit = |error: String| ControlError::Storage { reason: reason(error) };
     let body = machine::encode_state(state).map_err(|error| unfit(error.to_string()))?;
     snapshot::encode(&header, body.into()).map_err(|error| unfit(error.to_string()))
 }
 
-/// What the file says of a state; none before the cluster has an identity.
-fn header(state: &State, at_ms: u64) -> Option<SnapshotHeader> {
+/// What the file says of a state.
+fn header(cluster: ClusterId, state: &State, at_ms: u64) -> SnapshotHeader {
     let models = state.models().into_iter().filter_map(|summary| {
         let versions = state.versions(&summary.model).ok()?;
         Some(SnapshotModel { summary, versions })
     });
-    Some(SnapshotHeader {
-        cluster: state.cluster()?,
+    SnapshotHeader {
+        cluster,
         epoch: state.epoch(),
         level: state.level(),
         at_ms,
         coordinators: state.coordinators().clone(),
         models: models.collect(),
         body_bytes: 0,
-    })
+    }
 }

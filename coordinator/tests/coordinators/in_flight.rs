@@ -80,14 +80,15 @@ async fn votes(operator: &Operator, node: u64) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_version_in_flight_counts_when_a_vote_is_given() {
-    let (party, disk) = (Party::new(2), SlowDisk::default());
+    let (party, disk) = (Party::new(3), SlowDisk::default());
     // The second cannot take bundles: a file lies where their folder belongs.
     let obstacle = party.folder(2).join("bundles/blobs");
     std::fs::create_dir_all(party.folder(2).join("bundles")).unwrap();
     std::fs::write(&obstacle, "").unwrap();
     let first = Start { storage: Some(Box::new(disk.clone())), ..Start::default() };
-    let (first, second) = tokio::join!(party.start(1, first), party.start(2, Start::default()));
-    let members = [Some(first.unwrap()), Some(second.unwrap())];
+    let (second, third) = (party.start(2, Start::default()), party.start(3, Start::default()));
+    let (first, second, third) = tokio::join!(party.start(1, first), second, third);
+    let members = [first, second, third].map(|member| Some(member.unwrap()));
     let operator = party.operator().await;
     let promote = |nodes: &[u64]| Reconfigure::Change {
         promote: nodes.iter().copied().map(NodeId).collect(),
@@ -95,7 +96,7 @@ async fn a_version_in_flight_counts_when_a_vote_is_given() {
     };
     // The first leads alone, the second learns.
     reconfigure(&operator, Reconfigure::TransferLeader { to: Some(NodeId(1)) }).await;
-    let remove = [NodeId(2)].into();
+    let remove = [NodeId(2), NodeId(3)].into();
     reconfigure(&operator, Reconfigure::Change { promote: BTreeSet::new(), remove }).await;
     let name = NodeName::new("c2").unwrap();
     let add = ControlRequest::Reconfigure(Reconfigure::Add { name, address: party.address(2).to_owned() });

@@ -1,5 +1,5 @@
-//! Workers that die with their disks, most of them at once: the rest serves on, and machines of the same names take their
-//! places, the first once an operator says that the old one is gone.
+//! Workers that die, most of them at once: the rest serves on. Those that died with their disks are followed by machines of
+//! the same names, the first once an operator says that the old one is gone; the one that kept its disk comes back as it was.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,29 +20,31 @@ fn worker(view: &View, name: &str) -> Option<(NodeId, NodeState, Option<Hold>)> 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_workers_are_replaced_by_machines_of_their_names() {
-    let mut cluster = Cluster::start(3, 3).await;
+    let mut cluster = Cluster::start(3, 4).await;
     let client = cluster.connect().await;
     let roost = Roost::of(&cluster);
     push(&client, "digits", &digits_folder().join("v1")).await;
     wait_for_stage(&client, &at(1), 2).await;
     let load = Load::start(client.clone(), Arc::new(Digits::read()));
 
-    // One that serves stays; the other two are lost with their disks.
+    // One that serves stays; the others die, two of them with their disks.
     let status =
         roost.until("cluster status", |status| nodes_at(status, "digits@1", "ready").len() == 2).await;
     let stays = nodes_at(&status, "digits@1", "ready")[0].to_owned();
-    let lost: Vec<String> =
-        ["w1", "w2", "w3"].map(str::to_owned).into_iter().filter(|w| *w != stays).collect();
+    let mut lost: Vec<String> =
+        ["w1", "w2", "w3", "w4"].map(str::to_owned).into_iter().filter(|w| *w != stays).collect();
     let published = client.published();
     let id_of = |name: &str| worker(published.borrow().view.as_ref().unwrap(), name).unwrap().0;
     let before: BTreeSet<NodeId> = lost.iter().map(|name| id_of(name)).collect();
     cluster.kill_at_once(&lost);
+    let away = lost.pop().unwrap();
+    let was = id_of(&away);
     for name in &lost {
         std::fs::remove_dir_all(cluster.data_of(name)).unwrap();
         cluster.spawn(name);
     }
 
-    // With one of three heard, nobody is declared out by himself, and the names are taken.
+    // With one of four heard, nobody is declared out by himself, and the names are taken.
     let (first, second) = (&lost[0], &lost[1]);
     let gone = roost.ok(&format!("node drain {first} --timeout 85")).await;
     assert!(gone.starts_with(first.as_str()), "{gone}");
@@ -58,9 +60,17 @@ async fn lost_workers_are_replaced_by_machines_of_their_names() {
     // Its predecessor was held back, so it is too.
     roost.ok(&format!("node uncordon {first}")).await;
 
-    // Two of three are heard now, so the other old one goes by itself.
+    // Two of four are heard now, so the other old ones go by themselves.
+    let is = |view: &View, state| worker(view, &away).is_some_and(|(id, now, _)| id == was && now == state);
     wait_for(&client, "the second has joined", |published| {
-        published.view.as_ref().is_some_and(|view| is_new(view, second) && view.nodes.len() == 3)
+        let joined =
+            |view: &Arc<View>| is_new(view, second) && is(view, NodeState::Out) && view.nodes.len() == 4;
+        published.view.as_ref().is_some_and(joined)
+    })
+    .await;
+    cluster.spawn(&away);
+    wait_for(&client, "the one that was away is back", |published| {
+        published.view.as_ref().is_some_and(|view| is(view, NodeState::Active))
     })
     .await;
     wait_for_stage(&client, &at(1), 2).await;

@@ -27,6 +27,13 @@ fn recover(cluster: &Cluster, line: &str) -> (String, bool) {
     (String::from_utf8(text).unwrap(), output.status.success())
 }
 
+/// The files of a node's data folder that a recovery makes for itself and must not leave.
+fn left_over(cluster: &Cluster, name: &str) -> Vec<String> {
+    let files = fs::read_dir(cluster.data_of(name)).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.ends_with(".part") || name.ends_with(".looked-at")).collect()
+}
+
 fn epoch(client: &Client) -> Epoch {
     client.published().borrow().view.as_ref().unwrap().epoch
 }
@@ -74,6 +81,7 @@ async fn a_lost_group_goes_on_from_one_folder_and_from_a_snapshot() {
     let held = COORDINATORS.map(|name| {
         let (told, done) = recover(&cluster, &format!("--name {name}"));
         assert!(!done && told.contains("nothing was changed"), "{told}");
+        assert_eq!(left_over(&cluster, name), Vec::<String>::new());
         let epoch = told.split_once("at epoch 1.").unwrap().1;
         (epoch.split_once(',').unwrap().0.parse::<u64>().unwrap(), name)
     });
@@ -85,6 +93,7 @@ async fn a_lost_group_goes_on_from_one_folder_and_from_a_snapshot() {
     }
     let (told, done) = recover(&cluster, &format!("--name {first} --force-new-group"));
     assert!(done && told.contains("generation 2 (was 1)") && told.contains("all 2 bundles"), "{told}");
+    assert_eq!(left_over(&cluster, first), Vec::<String>::new());
     cluster.spawn(first);
     follows_generation(&client, 2).await;
     assert!(epoch(&client) > seen, "{} after {seen}", epoch(&client));
