@@ -30,15 +30,19 @@ use crate::script::{MANIFEST, MODEL, PATIENCE, Script};
 
 /// The worker.
 pub const ME: NodeId = NodeId(1);
+/// The worker's name, in the view and in its certificate.
+const NAME: &str = "w1";
 
 static CA: LazyLock<Authority> =
     LazyLock::new(|| Authority::create("test".parse().unwrap(), Validity::days(&OsClock, 1)).unwrap());
 
+/// A certificate for some roles: of the worker under its name, of everyone else under a person's.
 fn credentials(roles: &[Role]) -> Credentials {
+    let name = if roles.contains(&Role::Worker) { NAME } else { "anna" };
     let identity = PeerIdentity {
         cluster: "test".parse().unwrap(),
         roles: roles.iter().copied().collect(),
-        name: "anna".parse().unwrap(),
+        name: name.parse().unwrap(),
     };
     let pem = CA.issue(&identity, Validity::days(&OsClock, 1), &[]).unwrap();
     let (ca, certificate) = (CA.pem().certificate, pem.certificate);
@@ -266,7 +270,7 @@ fn empty_view() -> View {
         engines: [EngineChoice::OnnxRuntime, EngineChoice::Native].into(),
     };
     let node = Node {
-        name: NodeName::new("w1").unwrap(),
+        name: NodeName::new(NAME).unwrap(),
         address: "127.0.0.1:1".to_owned(),
         state: NodeState::Active,
         hold: None,
