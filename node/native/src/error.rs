@@ -1,5 +1,6 @@
-//! What can go wrong, one enum per boundary: [`OpError`] for one operator, [`ImportError`] for a file that becomes a
-//! program, [`RunError`] for a run. Bad input always ends here; a panic means a broken invariant of this crate.
+//! What can go wrong, one enum per boundary: [`OpError`] for one operator, [`ImportError`] for a file that
+//! becomes a program, [`RunError`] for a run. Bad input always ends here; a panic means a broken invariant of
+//! this crate.
 
 use crate::tensor::DType;
 

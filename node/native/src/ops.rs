@@ -1,7 +1,7 @@
 //! The operators: what the engine computes, whatever opset a model is of.
 //!
-//! The importer turns every (domain, operator, version) into one [`Op`]; nothing after it knows opsets. [`infer`] gives
-//! output shapes, [`lower`] the kernel for these shapes. Each family has a file.
+//! The importer turns every (domain, operator, version) into one [`Op`]; nothing after it knows opsets.
+//! [`infer`] gives output shapes, [`lower`] the kernel for these shapes. Each family has a file.
 
 pub mod conv;
 pub mod convert;
@@ -324,7 +324,8 @@ impl Op {
 /// The outputs of `op` for these inputs.
 ///
 /// # Errors
-/// [`OpError`] where the inputs do not fit, or [`OpError::Dynamic`] where shapes depend on data that is not known.
+/// [`OpError`] where the inputs do not fit, or [`OpError::Dynamic`] where shapes depend on data that is not
+/// known.
 pub fn infer(op: &Op, ins: Facts<'_>) -> Result<Vec<Out>, OpError> {
     for fact in ins.0.iter().flatten() {
         if fact.shape.len() > fact::RANK_MAX {
@@ -502,8 +503,8 @@ pub fn lower(op: &Op, ins: Facts<'_>, outs: &[Out], target: Target) -> Result<Lo
     }
 }
 
-/// The kernel of an operator that can write its rows apart, `stride` elements from one to the next; `None` for operators
-/// that cannot.
+/// The kernel of an operator that can write its rows apart, `stride` elements from one to the next; `None`
+/// for operators that cannot.
 ///
 /// # Errors
 /// As [`lower`].

@@ -1,7 +1,8 @@
 //! A compiled model: the graph after the passes that need no shapes, and the plans made of it so far.
 //!
-//! A program is shared by the sessions of a process: plans are made once, and weights are packed once. Sessions that do not
-//! run hold no memory for results: a run takes an arena of the program and gives it back.
+//! A program is shared by the sessions of a process: plans are made once, and weights are packed once.
+//! Sessions that do not run hold no memory for results: a run takes an arena of the program and gives it
+//! back.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -20,13 +21,14 @@ use crate::plan::condense::{condense, hold_forms};
 use crate::plan::schedule::{Plan, schedule};
 use crate::tensor::{ALIGN_BYTES, AlignedBuf};
 
-/// Tuples of input shapes whose plans a program keeps; the one that was not run for the longest goes. Sessions hold none
-/// but while they run, so this is all there is.
+/// Tuples of input shapes whose plans a program keeps; the one that was not run for the longest goes.
+/// Sessions hold none but while they run, so this is all there is.
 ///
-/// A tuple has one plan, or two where its batch is cut into parts of two sizes: a program keeps 32 plans at most. A plan
-/// takes some hundred bytes a step (4 to 20 KB for the digits models), and constants that it computed from the shapes: of
-/// [`Limits::folded_bytes_max`] over all plans, or fewer plans are kept. Weights, packed or not, are shared between plans;
-/// a plan adds a packed form only where its kernels read another layout.
+/// A tuple has one plan, or two where its batch is cut into parts of two sizes: a program keeps 32 plans at
+/// most. A plan takes some hundred bytes a step (4 to 20 KB for the digits models), and constants that it
+/// computed from the shapes: of [`Limits::folded_bytes_max`] over all plans, or fewer plans are kept.
+/// Weights, packed or not, are shared between plans; a plan adds a packed form only where its kernels read
+/// another layout.
 pub const SHAPES_MAX: usize = 16;
 
 /// Arenas kept per program for the next run. As many are in use as sessions run at once, about one per core.
@@ -62,7 +64,8 @@ pub enum Bucket {
 
 /// A batch whose rows do not meet, cut into parts that caches hold.
 pub struct Parts {
-    /// The parts in the order of their rows: larger ones, and where the batch does not divide evenly, some of a row less.
+    /// The parts in the order of their rows: larger ones, and where the batch does not divide evenly, some of
+    /// a row less.
     pub sizes: Vec<PartSize>,
     /// Rows of the whole batch.
     pub rows: usize,
@@ -141,8 +144,8 @@ impl Program {
     /// Compiles a model. Where the declared shapes are all fixed, its plan is made too.
     ///
     /// # Errors
-    /// [`CompileError::Isa`] for an instruction set beyond the machine; [`CompileError::Import`] where an operator has no
-    /// kernel for its types.
+    /// [`CompileError::Isa`] for an instruction set beyond the machine; [`CompileError::Import`] where an
+    /// operator has no kernel for its types.
     pub fn compile(model: Model, options: Options) -> Result<Arc<Self>, CompileError> {
         let kernels = match options.isa {
             Some(isa) => Kernels::of(isa)?,
@@ -160,8 +163,8 @@ impl Program {
         Ok(Arc::new(program))
     }
 
-    /// Plans for the declared shapes, with one for every free dimension, to learn now what has no kernel. Shapes that do
-    /// not fit each other are no error: nobody said that one is a size that the model takes.
+    /// Plans for the declared shapes, with one for every free dimension, to learn now what has no kernel.
+    /// Shapes that do not fit each other are no error: nobody said that one is a size that the model takes.
     fn probe(&self) -> Result<(), ImportError> {
         let size = |dim: &Dim| match dim {
             Dim::Const(size) => *size,
@@ -206,8 +209,8 @@ impl Program {
         self.limits
     }
 
-    /// Why a row's result may depend on the rows beside it, if it may. A model whose first dimensions are all fixed has no
-    /// batch.
+    /// Why a row's result may depend on the rows beside it, if it may. A model whose first dimensions are all
+    /// fixed has no batch.
     pub fn batch_variant(&self) -> Option<&str> {
         self.batch_variant.get_or_init(|| self.mixed_rows()).as_deref()
     }
@@ -255,8 +258,8 @@ impl Program {
 
     /// What serves these input shapes: the bucket that is kept, or a new one.
     ///
-    /// New ones are made one at a time, so that sessions that meet a shape at once plan and pack it once. Who finds a
-    /// bucket that is kept does not wait for that.
+    /// New ones are made one at a time, so that sessions that meet a shape at once plan and pack it once. Who
+    /// finds a bucket that is kept does not wait for that.
     ///
     /// # Errors
     /// [`RunError::Op`] where shapes do not fit the graph, [`RunError::Arena`].
@@ -336,8 +339,8 @@ impl Program {
     /// Memory of at least so many bytes for a run, with anything in it.
     pub(crate) fn take_arena(&self, bytes: usize) -> AlignedBuf {
         let mut arenas = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
-        // The smallest that fits. Where none does, the smallest of all is replaced, so that no more are kept than runs were under
-        // way at once.
+        // The smallest that fits. Where none does, the smallest of all is replaced, so that no more are kept
+        // than runs were under way at once.
         let sizes = || arenas.iter().map(|arena| arena.len()).enumerate();
         let fitting = sizes().filter(|(_, len)| *len >= bytes).min_by_key(|(_, len)| *len);
         let at = fitting.or_else(|| sizes().min_by_key(|(_, len)| *len)).map(|(at, _)| at);
@@ -354,7 +357,8 @@ impl Program {
         }
     }
 
-    /// The plan for these shapes; and, where its rows are worth taking apart, how many a part should have at most.
+    /// The plan for these shapes; and, where its rows are worth taking apart, how many a part should have at
+    /// most.
     fn plan(&self, shapes: &[Vec<usize>]) -> Result<(Plan, Option<usize>), RunError> {
         let bound = self.bound(shapes)?;
         let plan = schedule(&bound, self.target, self.limits)?;

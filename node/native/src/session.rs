@@ -1,7 +1,7 @@
 //! Sessions: run a program, one batch at a time, in an arena that the program lends.
 //!
-//! Invariant: running shapes that were run before allocates nothing, unless more sessions run at once than ever did, or more
-//! than [`SHAPES_MAX`](crate::program::SHAPES_MAX) other shapes came in between.
+//! Invariant: running shapes that were run before allocates nothing, unless more sessions run at once than
+//! ever did, or more than [`SHAPES_MAX`](crate::program::SHAPES_MAX) other shapes came in between.
 
 use std::sync::{Arc, Weak};
 
@@ -60,7 +60,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session. While it does not run, it holds the names of the plans that it ran, and copies of unaligned inputs.
+    /// A session. While it does not run, it holds the names of the plans that it ran, and copies of unaligned
+    /// inputs.
     pub fn new(program: Arc<Program>) -> Self {
         let copies = program.inputs().iter().map(|_| AlignedBuf::default()).collect();
         Self { program, ready: Vec::new(), arena_bytes: 0, copies }
@@ -76,7 +77,8 @@ impl Session {
         self.arena_bytes
     }
 
-    /// Runs a batch. `inputs` are in the order of the model; outputs go to `sink`; `cancelled` is asked between nodes.
+    /// Runs a batch. `inputs` are in the order of the model; outputs go to `sink`; `cancelled` is asked
+    /// between nodes.
     ///
     /// # Errors
     /// [`RunError`]; after any error the session can run again.
@@ -105,7 +107,8 @@ impl Session {
         let bytes = match &*bucket {
             Bucket::Dynamic => {
                 let done = self.interpret(inputs, sink, cancelled);
-                // Also after a run that failed, or took a branch for the first time: what it packed is held from now on.
+                // Also after a run that failed, or took a branch for the first time: what it packed is held
+                // from now on.
                 self.program.condense(None);
                 return done;
             }

@@ -1,8 +1,9 @@
-//! Tensors at rest: element types, 64-byte aligned memory, and constants that may still lie in the model's file, or no
-//! longer anywhere but in the form that a kernel reads (see [`form`]).
+//! Tensors at rest: element types, 64-byte aligned memory, and constants that may still lie in the model's
+//! file, or no longer anywhere but in the form that a kernel reads (see [`form`]).
 //!
-//! Invariant: a [`Tensor`] holds exactly `shape.product() * dtype.bytes()` bytes. Half-precision tensors exist at the
-//! model's edge only: import turns `f16` and `bf16` constants into `f32`, and graph inputs and outputs are converted.
+//! Invariant: a [`Tensor`] holds exactly `shape.product() * dtype.bytes()` bytes. Half-precision tensors
+//! exist at the model's edge only: import turns `f16` and `bf16` constants into `f32`, and graph inputs and
+//! outputs are converted.
 
 pub mod form;
 
@@ -361,7 +362,8 @@ impl Tensor {
         Arc::ptr_eq(&self.forms, &other.forms)
     }
 
-    /// The same tensor, kept in a form that a kernel reads alone; `None` where it is so already or has no such form.
+    /// The same tensor, kept in a form that a kernel reads alone; `None` where it is so already or has no
+    /// such form.
     pub fn condensed(&self) -> Option<Self> {
         if matches!(self.data, Data::Packed(_)) {
             return None;

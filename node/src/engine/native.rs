@@ -1,7 +1,8 @@
 //! Roost's own engine. It needs no library, and gives the same bits on every machine, for any batch.
 //!
-//! Weights are borrowed from the bundle's bytes, until they are packed. Sessions of one bundle share what was compiled of it: a further one
-//! costs its arena. A session runs on the one thread that calls it, and asks between nodes whether it was cancelled.
+//! Weights are borrowed from the bundle's bytes, until they are packed. Sessions of one bundle share what was
+//! compiled of it: a further one costs its arena. A session runs on the one thread that calls it, and asks
+//! between nodes whether it was cancelled.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -36,14 +37,15 @@ impl Native {
         Self::default()
     }
 
-    /// The engine on the kernels of an instruction set. One that the machine lacks is refused when a model is loaded.
+    /// The engine on the kernels of an instruction set. One that the machine lacks is refused when a model is
+    /// loaded.
     pub fn on(isa: Isa) -> Self {
         Self { options: Options { isa: Some(isa) }, ..Self::default() }
     }
 
-    /// The compiled model of a bundle: that of sessions which live, or a new one. The lock is held meanwhile, so that
-    /// executors that load one bundle at the same time compile it once. The bundle's bytes are not kept: a program holds what
-    /// it reads of them.
+    /// The compiled model of a bundle: that of sessions which live, or a new one. The lock is held meanwhile,
+    /// so that executors that load one bundle at the same time compile it once. The bundle's bytes are not
+    /// kept: a program holds what it reads of them.
     fn compiled(&self, bundle: &Bundle) -> Result<Arc<Program>, EngineError> {
         let mut known = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, program| program.strong_count() > 0);
@@ -78,8 +80,8 @@ impl Engine for Native {
     }
 }
 
-/// What a failure to import says of the model. Another engine may take what this one refuses; what is no model at all is
-/// none to any.
+/// What a failure to import says of the model. Another engine may take what this one refuses; what is no
+/// model at all is none to any.
 fn import_error(error: ImportError) -> EngineError {
     match error {
         ImportError::NotAModel(reason) => EngineError::NotAModel(reason),

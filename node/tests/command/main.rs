@@ -1,4 +1,5 @@
-//! `roost-node run`, `inspect` and `conformance` as a user meets them: processes, what they print, how they exit.
+//! `roost-node run`, `inspect` and `conformance` as a user meets them: processes, what they print, how they
+//! exit.
 #![cfg(feature = "native")]
 #![expect(clippy::unwrap_used, reason = "what the tests share is test code too")]
 

@@ -1,7 +1,7 @@
 //! Runs a graph node by node, each result in memory of its own.
 //!
-//! It serves where no plan can: constant folding, branches of `If`, and graphs in which a shape depends on data. The same
-//! kernels run as in a plan, so results have the same bits.
+//! It serves where no plan can: constant folding, branches of `If`, and graphs in which a shape depends on
+//! data. The same kernels run as in a plan, so results have the same bits.
 
 use crate::error::{OpError, RunError};
 use crate::exec::io::{Ins, Io, OUTS_MAX};
@@ -32,7 +32,8 @@ fn facts<'a>(inputs: &[Option<&'a Tensor>], pinned: &[bool]) -> Vec<Option<Fact<
     inputs.iter().enumerate().map(fact).collect()
 }
 
-/// The bytes of a tensor as if no dimension were nought: tables are made along each dimension, also of empty tensors.
+/// The bytes of a tensor as if no dimension were nought: tables are made along each dimension, also of empty
+/// tensors.
 pub fn extent(dtype: DType, shape: &[usize]) -> u128 {
     shape.iter().fold(dtype.bytes() as u128, |all, dim| all.saturating_mul((*dim).max(1) as u128))
 }

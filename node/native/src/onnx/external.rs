@@ -1,5 +1,5 @@
-//! From `TensorProto` to [`Tensor`]: raw data is borrowed, typed fields are converted, external data is looked up in
-//! the bundle and nowhere else. Dimensions are checked before anything is allocated.
+//! From `TensorProto` to [`Tensor`]: raw data is borrowed, typed fields are converted, external data is
+//! looked up in the bundle and nowhere else. Dimensions are checked before anything is allocated.
 
 use std::collections::BTreeMap;
 
@@ -20,8 +20,8 @@ const EMPTY_DIM_MAX: usize = 1 << 20;
 ///
 /// # Errors
 /// [`ImportError::Tensor`] for data that does not fit dimensions or type, [`ImportError::External`] and
-/// [`ImportError::MissingFile`] for external data that is not in the bundle, [`ImportError::Unsupported`] for text and other
-/// element types.
+/// [`ImportError::MissingFile`] for external data that is not in the bundle, [`ImportError::Unsupported`] for
+/// text and other element types.
 pub fn tensor(proto: &TensorProto, files: &Files) -> Result<Tensor, ImportError> {
     let name = || if proto.name.is_empty() { "(unnamed)".to_owned() } else { proto.name.clone() };
     let wrong = |reason: String| ImportError::Tensor { tensor: name(), reason };

@@ -1,8 +1,8 @@
-//! From a `ModelProto` to a [`Graph`]: names become values, nodes are sorted, every node is translated, and what is not
-//! supported is gathered into one list.
+//! From a `ModelProto` to a [`Graph`]: names become values, nodes are sorted, every node is translated, and
+//! what is not supported is gathered into one list.
 //!
-//! Invariant: any bytes end in a graph that [`verify`] accepts or in an [`ImportError`]; nothing is allocated that the
-//! file does not pay for.
+//! Invariant: any bytes end in a graph that [`verify`] accepts or in an [`ImportError`]; nothing is allocated
+//! that the file does not pay for.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -29,8 +29,8 @@ pub struct Limits {
     pub nodes_max: u64,
     /// Nesting of `If`. Default 8; recursion deepens the stack.
     pub subgraph_depth_max: u64,
-    /// Bytes that constant folding may make, over all plans together; and bytes of the tables of one plan, where they grow
-    /// with its shapes. Default 1 GiB.
+    /// Bytes that constant folding may make, over all plans together; and bytes of the tables of one plan,
+    /// where they grow with its shapes. Default 1 GiB.
     pub folded_bytes_max: u64,
     /// Bytes of one plan's arena, and of one tensor. Default 8 GiB.
     pub arena_bytes_max: u64,

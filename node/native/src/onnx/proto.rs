@@ -1,6 +1,6 @@
-//! The part of `onnx.proto3` that inference needs, as prost structs. Byte fields are [`Bytes`], so that decoding a
-//! mapped file copies no weight. Training information and functions are skipped: a node
-//! that calls a function is of an operator that is not known. Sparse and sequence types are decoded only as far as their
+//! The part of `onnx.proto3` that inference needs, as prost structs. Byte fields are [`Bytes`], so that
+//! decoding a mapped file copies no weight. Training information and functions are skipped: a node that calls
+//! a function is of an operator that is not known. Sparse and sequence types are decoded only as far as their
 //! presence must be seen.
 
 use bytes::Bytes;
@@ -8,7 +8,8 @@ use bytes::Bytes;
 /// A model file.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ModelProto {
-    /// Version of the file format. Nothing here asks for it; other engines do, of models that are written to be compared.
+    /// Version of the file format. Nothing here asks for it; other engines do, of models that are written to
+    /// be compared.
     #[prost(int64, tag = "1")]
     pub ir_version: i64,
     /// Operator sets that the model names.

@@ -1,8 +1,8 @@
-//! `GRU` with constant weights and the usual activations, on the kernels: the inputs' part of all steps is one product, the
-//! recurrent part two products per step over the whole batch.
+//! `GRU` with constant weights and the usual activations, on the kernels: the inputs' part of all steps is
+//! one product, the recurrent part two products per step over the whole batch.
 //!
-//! Each sum is made as [`super::rnn`] makes it, so results have the same bits: the input's part with its bias, plus the
-//! recurrent part with its bias.
+//! Each sum is made as [`super::rnn`] makes it, so results have the same bits: the input's part with its
+//! bias, plus the recurrent part with its bias.
 
 use std::sync::Arc;
 
@@ -77,7 +77,8 @@ struct Plan {
     kernels: &'static Kernels,
 }
 
-/// What a step reads and writes, for the whole batch: `[batch, hidden]`, but for the gates `[batch, 2 · hidden]`.
+/// What a step reads and writes, for the whole batch: `[batch, hidden]`, but for the gates `[batch, 2 ·
+/// hidden]`.
 struct Step<'a> {
     /// The update and the reset gate.
     gates: &'a mut [f32],

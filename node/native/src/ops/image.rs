@@ -1,7 +1,8 @@
 //! Convolutions and pools over images in NHWC, on the kernels.
 //!
-//! The layout pass makes these operators; shapes here are `[N, H, W, C]`, but for the first convolution of a model, which
-//! reads `[N, C, H, W]` as it comes. Weights stay `[M, C / group, kH, kW]` in the graph and are packed when planned.
+//! The layout pass makes these operators; shapes here are `[N, H, W, C]`, but for the first convolution of a
+//! model, which reads `[N, C, H, W]` as it comes. Weights stay `[M, C / group, kH, kW]` in the graph and are
+//! packed when planned.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! The integer products of opset 10: `MatMulInteger`, `ConvInteger`, `QLinearMatMul`, `QLinearConv`.
 //!
-//! Sums are `i32` and wrap, so their order is free: with constant weights they come from the kernels ([`matrix`],
-//! [`image`]), else from the plain loops here, to the same bits. The requantised result is `round(sum * scale) + zero
-//! point`, where scale is the `f32` product of the input scales over the output's.
+//! Sums are `i32` and wrap, so their order is free: with constant weights they come from the kernels
+//! ([`matrix`], [`image`]), else from the plain loops here, to the same bits. The requantised result is
+//! `round(sum * scale) + zero point`, where scale is the `f32` product of the input scales over the output's.
 
 mod image;
 mod matrix;
@@ -244,8 +244,8 @@ pub fn lower_qlinear_matmul(ins: Facts<'_>, target: Target) -> Result<Lowered, O
                 packed.run(rows, a, zeros, scratch, Output::Bytes(to));
                 continue;
             }
-            // Such scales make numbers of some sums and none of others; what is no number has an answer here, which the
-            // kernels give otherwise.
+            // Such scales make numbers of some sums and none of others; what is no number has an answer here,
+            // which the kernels give otherwise.
             for row in rows {
                 let to = SumsOut { data: sums, stride: n };
                 packed.run(row..row + 1, a, zeros, scratch, Output::Sums(to));
@@ -270,8 +270,8 @@ pub fn infer_conv_integer(ins: Facts<'_>, window: &Window, group: usize) -> Resu
     Ok(vec![Out::new(DType::I32, shape)])
 }
 
-/// The plain integer convolution; `put` gets the position, the filter, and the sum. Taps in the padding see the zero
-/// point, and add nothing.
+/// The plain integer convolution; `put` gets the position, the filter, and the sum. Taps in the padding see
+/// the zero point, and add nothing.
 fn convolve(
     conv: &Conv,
     scratch: &mut [u8],
@@ -334,8 +334,8 @@ pub fn infer_qlinear_conv(ins: Facts<'_>, window: &Window, group: usize) -> Resu
     Ok(vec![Out::new(zero.dtype, shape)])
 }
 
-/// The kernel of `QLinearConv` where the quantisation pass made no [`super::Op::QConv`] of it: scales or zero points that
-/// come with the run, weights around another number than 0, other ranks.
+/// The kernel of `QLinearConv` where the quantisation pass made no [`super::Op::QConv`] of it: scales or zero
+/// points that come with the run, weights around another number than 0, other ranks.
 pub fn lower_qlinear_conv(
     ins: Facts<'_>,
     window: &Window,

@@ -18,8 +18,8 @@ pub struct Lowered {
     pub scratch_bytes: usize,
     /// Bytes of the tables that it holds, where they grow with its shapes.
     pub table_bytes: usize,
-    /// The kernel's name, for inspection: its family, and where it has them its instruction set and tile, such as
-    /// `conv.pointwise avx512 12x32`.
+    /// The kernel's name, for inspection: its family, and where it has them its instruction set and tile,
+    /// such as `conv.pointwise avx512 12x32`.
     pub kernel: Cow<'static, str>,
     /// Inputs that the kernel took over when it was made, such as packed weights, and does not read again.
     pub unread: &'static [usize],

@@ -1,7 +1,8 @@
-//! `LSTM` with constant weights and the usual activations, on the kernels: the inputs' part of all steps is one product,
-//! the recurrent part one product per step over the whole batch.
+//! `LSTM` with constant weights and the usual activations, on the kernels: the inputs' part of all steps is
+//! one product, the recurrent part one product per step over the whole batch.
 //!
-//! Order: the gates' chain goes over the input, then biases, then the state; a row's bits do not depend on the batch.
+//! Order: the gates' chain goes over the input, then biases, then the state; a row's bits do not depend on
+//! the batch.
 
 use std::sync::Arc;
 
@@ -61,8 +62,8 @@ pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target) -> Result<Option<Lowered
     Ok(Some(Lowered::new("lstm", run).on(target).with_scratch(scratch).without_reading(&[1, 2])))
 }
 
-/// The weights of all directions, `[directions, width, k]`, packed one after the other. Those of a direction are in parts,
-/// each of so many of the width, with a product for each.
+/// The weights of all directions, `[directions, width, k]`, packed one after the other. Those of a direction
+/// are in parts, each of so many of the width, with a product for each.
 pub(super) fn packed_directions(
     parts: &[(Gemm, usize)],
     w: Fact<'_>,

@@ -12,7 +12,8 @@ use crate::error::OpError;
 use crate::plan::pack::{Layout, packed};
 use crate::tensor::{AlignedBuf, DType};
 
-/// `activation(A · B + bias + residual)`. Inputs: A `[.., m, k]`, B `[.., k, n]`, bias `[n]`, residual like the output.
+/// `activation(A · B + bias + residual)`. Inputs: A `[.., m, k]`, B `[.., k, n]`, bias `[n]`, residual like
+/// the output.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Linear {
     /// Whether A `[k, m]` is read transposed; A is a matrix then.

@@ -13,8 +13,8 @@ use crate::error::OpError;
 use crate::plan::pack::{Layout, packed};
 use crate::tensor::{ALIGN_BYTES, DType, Tensor};
 
-/// A quantised convolution: x bytes, weights `[M, C / group, kH, kW]` in `i8`, bias `[M]` in `i32`. The result is
-/// `clamp(round(sum * scale) + zero, low, high)`.
+/// A quantised convolution: x bytes, weights `[M, C / group, kH, kW]` in `i8`, bias `[M]` in `i32`. The
+/// result is `clamp(round(sum * scale) + zero, low, high)`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QConv {
     /// The window.
@@ -71,8 +71,8 @@ pub fn infer(ins: Facts<'_>, conv: &QConv) -> Result<Vec<Out>, OpError> {
     Ok(vec![Out::new(conv.to, out)])
 }
 
-/// The kernel of a quantised convolution. `stride` is the distance of output pixels; images in NCHW, which the interpreter
-/// meets, are turned to what the kernel reads and back, and have none.
+/// The kernel of a quantised convolution. `stride` is the distance of output pixels; images in NCHW, which
+/// the interpreter meets, are turned to what the kernel reads and back, and have none.
 pub fn lower(
     ins: Facts<'_>,
     conv: &QConv,

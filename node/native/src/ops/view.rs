@@ -7,9 +7,10 @@ use crate::tensor::{DType, Tensor};
 
 /// `Reshape`.
 ///
-/// A dimension that is copied stands on both sides, so it does not count towards the one that is left open, even where it
-/// is nought: `[0, 48, -1]` gives an empty batch the dimensions of any other. ONNX says nothing about it; newer versions of
-/// ONNX Runtime do the same. Where more is nought than what is copied, nothing tells the open dimension: an error.
+/// A dimension that is copied stands on both sides, so it does not count towards the one that is left open,
+/// even where it is nought: `[0, 48, -1]` gives an empty batch the dimensions of any other. ONNX says nothing
+/// about it; newer versions of ONNX Runtime do the same. Where more is nought than what is copied, nothing
+/// tells the open dimension: an error.
 pub fn infer_reshape(ins: Facts<'_>, allow_zero: bool) -> Result<Vec<Out>, OpError> {
     let (x, wanted) = (ins.need(0)?, ins.need_ints(1)?);
     let refuse = || OpError::Shape(format!("{:?} becomes {wanted:?}", x.shape));

@@ -1,11 +1,13 @@
-//! Integers where the model means integers: dequantise, operator, quantise becomes an integer operator where results
-//! agree within one step; everything else stays a float island.
+//! Integers where the model means integers: dequantise, operator, quantise becomes an integer operator where
+//! results agree within one step; everything else stays a float island.
 //!
-//! - A convolution between quantised values becomes [`Op::QConv`]; so does `QLinearConv` with constant scales.
+//! - A convolution between quantised values becomes [`Op::QConv`]; so does `QLinearConv` with constant
+//!   scales.
 //! - Quantising what was dequantised with the same step gives the bytes back.
 //! - What only moves elements, or takes maxima, moves the bytes.
 //! - A quantise goes before what only moves elements, so that it meets what it can join.
-//! - Another step, or a ReLU, is a table over bytes: both roundings stay, so results are those of the float form.
+//! - Another step, or a ReLU, is a table over bytes: both roundings stay, so results are those of the float
+//!   form.
 
 use crate::graph::ir::{Graph, Node, ValueId};
 use crate::graph::linked::Linked;
@@ -109,8 +111,8 @@ fn quantize(graph: &mut Linked<'_>, at: usize) -> Option<usize> {
     None
 }
 
-/// Quantising is monotone: it goes before the maximum or the move at `moved`, whose only reader it is. Then it may join what is
-/// there.
+/// Quantising is monotone: it goes before the maximum or the move at `moved`, whose only reader it is. Then
+/// it may join what is there.
 fn hoist(graph: &mut Linked<'_>, at: usize, moved: usize) -> Option<usize> {
     let node = graph.nodes[moved].clone();
     let x = node.input(0)?;
@@ -141,7 +143,8 @@ fn hoist(graph: &mut Linked<'_>, at: usize, moved: usize) -> Option<usize> {
     Some(new)
 }
 
-/// Bytes of one step become bytes of another, after a ReLU or not: in the convolution that made them, else by a table.
+/// Bytes of one step become bytes of another, after a ReLU or not: in the convolution that made them, else by
+/// a table.
 fn restep(graph: &mut Linked<'_>, at: usize, bytes: ValueId, from: Step, to: Step, relu: bool) -> Option<()> {
     let output = graph.nodes[at].outputs[0]?;
     if from == to && !relu {
@@ -168,7 +171,8 @@ fn restep(graph: &mut Linked<'_>, at: usize, bytes: ValueId, from: Step, to: Ste
     Some(())
 }
 
-/// Whether bytes are read by one dequantise only, and its result by nothing but what leads to the quantise at `at`.
+/// Whether bytes are read by one dequantise only, and its result by nothing but what leads to the quantise at
+/// `at`.
 fn reads_of_bytes_are_one(graph: &Linked<'_>, bytes: ValueId, at: usize) -> bool {
     let mut value = bytes;
     loop {

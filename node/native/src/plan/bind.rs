@@ -1,5 +1,5 @@
-//! Binding: a graph specialised for concrete input shapes. Every value gets a type and a shape; nodes whose inputs are
-//! known are computed; an `If` whose condition is known becomes its branch.
+//! Binding: a graph specialised for concrete input shapes. Every value gets a type and a shape; nodes whose
+//! inputs are known are computed; an `If` whose condition is known becomes its branch.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,8 @@ use crate::ops::{Op, Target, infer};
 /// Specialises `graph` for inputs of these types and shapes.
 ///
 /// # Errors
-/// [`RunError::Arena`] where an input alone takes more than an arena may; [`RunError::Op`], with [`OpError::Dynamic`] inside where a shape depends on data that comes with the run.
+/// [`RunError::Arena`] where an input alone takes more than an arena may; [`RunError::Op`], with
+/// [`OpError::Dynamic`] inside where a shape depends on data that comes with the run.
 pub fn bind(graph: &Graph, inputs: &[Out], limits: Limits, target: Target) -> Result<Graph, RunError> {
     let bytes_max = limits.arena_bytes_max;
     if let Some(large) =

@@ -1,7 +1,8 @@
 //! Weights in the layout that kernels read, made once and shared by every plan and session of the process.
 //!
-//! A tensor remembers its own packed forms. Those of other tensors, of another program for the same model say, are found
-//! by their bytes: packing is cheaper than a digest of what is packed. A form lives as long as a plan or a tensor holds it.
+//! A tensor remembers its own packed forms. Those of other tensors, of another program for the same model
+//! say, are found by their bytes: packing is cheaper than a digest of what is packed. A form lives as long as
+//! a plan or a tensor holds it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -64,8 +65,8 @@ fn shared(layout: Layout, made: AlignedBuf) -> Arc<AlignedBuf> {
             list.push(Arc::downgrade(&buffer));
             return buffer;
         }
-        // Compared without the lock, since that takes as long as reading both. Somebody may add the same bytes meanwhile: so
-        // what is new is compared too, until nothing is.
+        // Compared without the lock, since that takes as long as reading both. Somebody may add the same
+        // bytes meanwhile: so what is new is compared too, until nothing is.
         drop(shared);
         if let Some(same) = alike.iter().find(|buffer| buffer.bytes() == made.bytes()) {
             return Arc::clone(same);

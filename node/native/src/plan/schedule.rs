@@ -1,7 +1,7 @@
 //! From a bound graph to steps over one arena.
 //!
-//! Views (reshapes, contiguous slices) get no step: they are ranges of what they look at. Every other node is a step
-//! with a kernel, the places of its inputs, and the ranges of its outputs and scratch.
+//! Views (reshapes, contiguous slices) get no step: they are ranges of what they look at. Every other node is
+//! a step with a kernel, the places of its inputs, and the ranges of its outputs and scratch.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -73,8 +73,8 @@ struct Place {
     stride: Option<usize>,
 }
 
-/// Parts of a concat on the last axis are written where they belong by the operators that make them, if all can: such a
-/// concat gets no step. Gives which nodes these are.
+/// Parts of a concat on the last axis are written where they belong by the operators that make them, if all
+/// can: such a concat gets no step. Gives which nodes these are.
 fn concats(graph: &Graph, places: &mut [Place]) -> Vec<bool> {
     let (uses, producers) = (graph.uses(), graph.producers());
     let mut joined = vec![false; graph.nodes.len()];

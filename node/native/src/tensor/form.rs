@@ -1,7 +1,8 @@
 //! Weights in the form that kernels read, as seen from the tensor: which forms it has, and the way back.
 //!
-//! Laying weights out loses nothing, so a weight that only kernels read is kept in their form alone. Whoever asks for its
-//! bytes all the same (a plan for other shapes that reads it another way, the interpreter) gets them, laid out anew.
+//! Laying weights out loses nothing, so a weight that only kernels read is kept in their form alone. Whoever
+//! asks for its bytes all the same (a plan for other shapes that reads it another way, the interpreter) gets
+//! them, laid out anew.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -44,8 +45,8 @@ impl Forms {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The form of this layout, made by `make` unless there is one. Who asks meanwhile waits, and gets the same. Forms that
-    /// nobody holds go.
+    /// The form of this layout, made by `make` unless there is one. Who asks meanwhile waits, and gets the
+    /// same. Forms that nobody holds go.
     pub fn get_or_make(
         &self,
         layout: Layout,
@@ -63,8 +64,8 @@ impl Forms {
         buffer
     }
 
-    /// From now on forms live as long as the tensor: for programs without plans, which would else lay the weights out anew
-    /// in each run.
+    /// From now on forms live as long as the tensor: for programs without plans, which would else lay the
+    /// weights out anew in each run.
     pub fn hold(&self) {
         let mut known = self.lock();
         known.held = true;

@@ -1,5 +1,5 @@
-//! The promise: the same bits on every instruction set, for any batch, planned or interpreted; and no allocation for
-//! shapes seen before.
+//! The promise: the same bits on every instruction set, for any batch, planned or interpreted; and no
+//! allocation for shapes seen before.
 
 use std::sync::{Arc, Barrier};
 
@@ -228,7 +228,8 @@ fn shapes_are_bound_anew_and_old_ones_kept() {
 
 #[test]
 fn the_interpreter_agrees_with_the_plan() {
-    // The plan fuses and turns layouts; within rounding of the folded normalisations and pools it is the same function.
+    // The plan fuses and turns layouts; within rounding of the folded normalisations and pools it is the same
+    // function.
     let name = "text_encoder_tiny";
     let program = places::program(&places::model(name), None);
     let inputs = inputs(name, 2);

@@ -1,5 +1,5 @@
-//! What is malformed, unsupported or huge ends in the typed error that says so. Bytes and models that a seed draws are
-//! in a test of their own, which counts memory.
+//! What is malformed, unsupported or huge ends in the typed error that says so. Bytes and models that a seed
+//! draws are in a test of their own, which counts memory.
 
 use bytes::Bytes;
 use prost::Message;

@@ -1,5 +1,5 @@
-//! Inputs and attributes that do not fit each other: what the passes rewrite before shapes are known, and numbers whose
-//! products leave 64 bits, are refused in words, ahead of any memory for them.
+//! Inputs and attributes that do not fit each other: what the passes rewrite before shapes are known, and
+//! numbers whose products leave 64 bits, are refused in words, ahead of any memory for them.
 
 use roost_kernels::Isa;
 use roost_native::onnx::proto::{AttributeProto, NodeProto, TensorProto};

@@ -1,7 +1,8 @@
 //! Integer convolutions with constant weights on the kernels' [`QConv`], from NCHW to NCHW.
 //!
-//! The kernels' weights are around 0. Where the model's are around another number, each group has a filter of ones more:
-//! its sum is that of the inputs under the window, which a zero point counts once too often for each.
+//! The kernels' weights are around 0. Where the model's are around another number, each group has a filter of
+//! ones more: its sum is that of the inputs under the window, which a zero point counts once too often for
+//! each.
 
 use std::sync::Arc;
 
@@ -33,8 +34,8 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// The convolution, where the weights are constants of the graph and it has one or two spatial dimensions; else
-    /// `None`.
+    /// The convolution, where the weights are constants of the graph and it has one or two spatial
+    /// dimensions; else `None`.
     pub fn new(
         x: Fact<'_>,
         w: Fact<'_>,
@@ -120,7 +121,8 @@ impl Packed {
         self.conv.group * self.columns
     }
 
-    /// Bytes of scratch that [`Self::run`] needs: the input in NHWC, zero points, the kernel's own, and the sums in NHWC.
+    /// Bytes of scratch that [`Self::run`] needs: the input in NHWC, zero points, the kernel's own, and the
+    /// sums in NHWC.
     pub fn scratch_bytes(&self) -> usize {
         let sums = self.conv.batch * self.conv.output_area() * self.all_columns();
         let zeros = self.conv.group * self.conv.channels_out;

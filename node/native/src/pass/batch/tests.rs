@@ -115,7 +115,8 @@ fn what_moves_rows_to_others_mixes_them() {
     let blocks = Op::Blocks { blocks: Blocks::SpaceToDepth, block: 2 };
     assert!(!of(blocks, &[N, 1, 4, 4], &[]));
 
-    // Rows first, then in the midst; there they are no first dimension, and another order of what is before is another row.
+    // Rows first, then in the midst; there they are no first dimension, and another order of what is before
+    // is another row.
     let turned = |back: Option<Op>, shape: &[i64]| {
         let (mut net, ids) = Net::new(&[&[N, 5, 6]]);
         let y = net.then(Op::Transpose { perm: vec![1, 0, 2] }, &ids);

@@ -24,7 +24,8 @@ pub struct RunOptions {
     /// The engine.
     #[arg(long, value_enum, default_value = "auto")]
     engine: EngineName,
-    /// Feeds input_<j>.pb of this folder, and compares with its output_<j>.pb; without it, inputs are made up.
+    /// Feeds input_<j>.pb of this folder, and compares with its output_<j>.pb; without it, inputs are made
+    /// up.
     #[arg(long, value_name = "TEST_DATA_SET_DIR")]
     data: Option<PathBuf>,
     /// How far a value may be off, relative to the expected one.
@@ -33,8 +34,8 @@ pub struct RunOptions {
     /// How far a value may be off beside that.
     #[arg(long, default_value_t = 1e-4)]
     atol: f64,
-    /// Rows of the inputs: the size of a first dimension that is free. Test data is repeated or cut. Default: as many as
-    /// the data has; 1 for inputs that are made up.
+    /// Rows of the inputs: the size of a first dimension that is free. Test data is repeated or cut. Default:
+    /// as many as the data has; 1 for inputs that are made up.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     batch: Option<u32>,
     /// Threads that the rows of a batch are split over, where that changes no bit.

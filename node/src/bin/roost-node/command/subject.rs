@@ -67,8 +67,8 @@ impl Subject {
     }
 }
 
-/// The files beside a model, mapped: those of its folder, where `model` is one, else of the folder that it lies in. None is
-/// read before it is needed.
+/// The files beside a model, mapped: those of its folder, where `model` is one, else of the folder that it
+/// lies in. None is read before it is needed.
 pub fn files(model: &Path) -> anyhow::Result<Files> {
     let folder = if model.is_dir() { model } else { model.parent().unwrap_or(Path::new("")) };
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
@@ -93,8 +93,8 @@ pub fn files(model: &Path) -> anyhow::Result<Files> {
     Ok(files)
 }
 
-/// Loads a model on the engine that is asked for; `auto` is the native one where it supports the whole graph, else ONNX
-/// Runtime.
+/// Loads a model on the engine that is asked for; `auto` is the native one where it supports the whole graph,
+/// else ONNX Runtime.
 pub fn load(files: &Files, choice: EngineChoice, isa: Option<Isa>) -> anyhow::Result<Subject> {
     if isa.is_some() && choice == EngineChoice::OnnxRuntime {
         bail!("--isa chooses among the native engine's kernels; ONNX Runtime chooses for itself");
