@@ -17,7 +17,7 @@ use crate::onnx::import::Limits;
 use crate::ops::Target;
 
 /// The passes that need no shapes.
-pub fn compile(graph: &mut Graph, limits: Limits, target: Target) {
+pub fn compile(graph: &mut Graph, limits: Limits, target: Target<'_>) {
     simplify::identities(graph);
     check_pass(graph, "identities");
     dce::unused(graph);

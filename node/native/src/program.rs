@@ -12,14 +12,15 @@ use roost_kernels::{Isa, IsaError, Kernels};
 
 use crate::error::{ImportError, OpError, RunError};
 use crate::graph::ir::{Dim, Graph, Port};
-use crate::onnx::import::{Limits, Model};
+use crate::onnx::import::{Limits, Model, PACKED_TIMES};
 use crate::ops::Target;
 use crate::ops::fact::Out;
 use crate::pass;
 use crate::plan::bind::bind;
 use crate::plan::condense::{condense, hold_forms};
+use crate::plan::pack::Packing;
 use crate::plan::schedule::{Plan, schedule};
-use crate::tensor::{ALIGN_BYTES, AlignedBuf};
+use crate::tensor::{ALIGN_BYTES, AlignedBuf, NoMemory};
 
 /// Tuples of input shapes whose plans a program keeps; the one that was not run for the longest goes.
 /// Sessions hold none but while they run, so this is all there is.
@@ -128,8 +129,10 @@ pub struct Program {
     graph: Mutex<Arc<Graph>>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
-    target: Target,
+    kernels: &'static Kernels,
     limits: Limits,
+    /// What its weights take in the layouts of kernels.
+    packing: Arc<Packing>,
     /// Found when it is asked for first.
     batch_variant: OnceLock<Option<String>>,
     /// Those that were asked for last stand last.
@@ -141,7 +144,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// Compiles a model. Where the declared shapes are all fixed, its plan is made too.
+    /// Compiles a model. Where all ranks are declared, a plan is made too: for the declared shapes, with one
+    /// for every free dimension.
     ///
     /// # Errors
     /// [`CompileError::Isa`] for an instruction set beyond the machine; [`CompileError::Import`] where an
@@ -151,14 +155,24 @@ impl Program {
             Some(isa) => Kernels::of(isa)?,
             None => Kernels::best(),
         };
-        let target = Target { kernels };
-        let Model { mut graph, inputs, outputs, limits, .. } = model;
-        pass::compile(&mut graph, limits, target);
+        let Model { mut graph, inputs, outputs, limits, file_bytes, .. } = model;
+        let packing = Packing::new(limits.packed_bytes_max.saturating_add(file_bytes * PACKED_TIMES));
+        pass::compile(&mut graph, limits, Target { kernels, packing: &packing });
         let batch_variant = OnceLock::new();
         let (buckets, planning) = (Mutex::new(Vec::new()), Mutex::new(()));
         let (graph, arenas) = (Mutex::new(Arc::new(graph)), Mutex::new(Vec::with_capacity(ARENAS_KEPT)));
-        let program =
-            Self { graph, inputs, outputs, target, limits, batch_variant, buckets, planning, arenas };
+        let program = Self {
+            graph,
+            inputs,
+            outputs,
+            kernels,
+            limits,
+            packing,
+            batch_variant,
+            buckets,
+            planning,
+            arenas,
+        };
         program.probe()?;
         Ok(Arc::new(program))
     }
@@ -199,9 +213,9 @@ impl Program {
         Arc::clone(&self.graph.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The kernels that it runs on.
-    pub fn target(&self) -> Target {
-        self.target
+    /// The kernels that it runs on, and what it may lay out for them.
+    pub fn target(&self) -> Target<'_> {
+        Target { kernels: self.kernels, packing: &self.packing }
     }
 
     /// The limits that it runs under.
@@ -243,7 +257,7 @@ impl Program {
                 let dims = self.inputs.iter().map(|port| port.dims.iter().flatten().enumerate());
                 let shapes = dims.map(|dims| dims.map(|dim| size(dim, count)).collect::<Vec<_>>());
                 let outs = self.inputs.iter().zip(shapes).map(|(port, shape)| Out::new(port.dtype, shape));
-                bind(&self.graph(), &outs.collect::<Vec<_>>(), self.limits, self.target)
+                bind(&self.graph(), &outs.collect::<Vec<_>>(), self.limits, self.target())
             };
             match (bound(2), bound(3)) {
                 (Ok(two), Ok(three)) => return pass::batch::variant(&two, &three),
@@ -262,8 +276,10 @@ impl Program {
     /// finds a bucket that is kept does not wait for that.
     ///
     /// # Errors
-    /// [`RunError::Op`] where shapes do not fit the graph, [`RunError::Arena`].
+    /// [`RunError::InputCount`] for other than a shape for each input; [`RunError::Op`] where shapes do not
+    /// fit the graph, [`RunError::Arena`].
     pub fn bucket(&self, shapes: &[Vec<usize>]) -> Result<Arc<Bucket>, RunError> {
+        self.check_count(shapes)?;
         if let Some(known) = self.known(shapes) {
             return Ok(known);
         }
@@ -281,6 +297,11 @@ impl Program {
         }
         buckets.push(Kept { shapes: shapes.to_vec(), bucket: Arc::clone(&bucket) });
         Ok(bucket)
+    }
+
+    fn check_count(&self, shapes: &[Vec<usize>]) -> Result<(), RunError> {
+        let (expected, found) = (self.inputs.len(), shapes.len());
+        if expected == found { Ok(()) } else { Err(RunError::InputCount { expected, found }) }
     }
 
     /// Runs something as if a plan were being made meanwhile.
@@ -337,7 +358,10 @@ impl Program {
     }
 
     /// Memory of at least so many bytes for a run, with anything in it.
-    pub(crate) fn take_arena(&self, bytes: usize) -> AlignedBuf {
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub(crate) fn take_arena(&self, bytes: usize) -> Result<AlignedBuf, NoMemory> {
         let mut arenas = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
         // The smallest that fits. Where none does, the smallest of all is replaced, so that no more are kept
         // than runs were under way at once.
@@ -346,7 +370,7 @@ impl Program {
         let at = fitting.or_else(|| sizes().min_by_key(|(_, len)| *len)).map(|(at, _)| at);
         let taken = at.map(|at| arenas.swap_remove(at));
         drop(arenas);
-        taken.filter(|arena| arena.len() >= bytes).unwrap_or_else(|| AlignedBuf::zeroed(bytes))
+        taken.filter(|arena| arena.len() >= bytes).map_or_else(|| AlignedBuf::try_zeroed(bytes), Ok)
     }
 
     /// Gives memory back after a run.
@@ -361,7 +385,7 @@ impl Program {
     /// most.
     fn plan(&self, shapes: &[Vec<usize>]) -> Result<(Plan, Option<usize>), RunError> {
         let bound = self.bound(shapes)?;
-        let plan = schedule(&bound, self.target, self.limits)?;
+        let plan = schedule(&bound, self.target(), self.limits)?;
         let rows = shapes.first().and_then(|shape| shape.first()).copied().unwrap_or(1);
         let free = |port: &Port| matches!(port.dims.as_deref(), Some([Dim::Sym(_), ..]));
         let constants = bound.values.iter().filter(|value| value.constant.is_some());
@@ -414,7 +438,7 @@ impl Program {
                 let part = bound.values[id.index()].out.as_ref();
                 part.is_some_and(|part| part.dtype == out.dtype && part.shape[1..] == out.shape[1..])
             });
-        fits.then(|| schedule(&bound, self.target, self.limits).ok()).flatten()
+        fits.then(|| schedule(&bound, self.target(), self.limits).ok()).flatten()
     }
 
     /// The graph bound to these shapes, after all passes.
@@ -422,9 +446,10 @@ impl Program {
     /// # Errors
     /// As [`Program::bucket`].
     pub fn bound(&self, shapes: &[Vec<usize>]) -> Result<Graph, RunError> {
+        self.check_count(shapes)?;
         let inputs: Vec<Out> =
             self.inputs.iter().zip(shapes).map(|(port, shape)| Out::new(port.dtype, shape.clone())).collect();
-        let mut bound = bind(&self.graph(), &inputs, self.limits, self.target)?;
+        let mut bound = bind(&self.graph(), &inputs, self.limits, self.target())?;
         pass::bound(&mut bound);
         Ok(bound)
     }

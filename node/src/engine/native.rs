@@ -148,7 +148,8 @@ impl Session for NativeSession {
             | RunError::InputShape { .. }
             | RunError::InputBytes { .. }
             | RunError::Op { .. }
-            | RunError::Arena { .. }) => EngineError::Run(error.to_string()),
+            | RunError::Arena { .. }
+            | RunError::Memory(_)) => EngineError::Run(error.to_string()),
         })?;
         if let Some(wrong) = gathered.wrong {
             return Err(EngineError::Run(wrong));

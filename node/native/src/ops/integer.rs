@@ -164,11 +164,11 @@ fn product(
 }
 
 /// The kernel of `MatMulInteger`.
-pub fn lower_matmul_integer(ins: Facts<'_>, target: Target) -> Result<Lowered, OpError> {
+pub fn lower_matmul_integer(ins: Facts<'_>, target: Target<'_>) -> Result<Lowered, OpError> {
     let (a, b) = (ins.need(0)?, ins.need(1)?);
     let shape = matmul_shape(a.shape, b.shape)?;
     let dtypes: [_; 4] = dtypes(ins);
-    let Some(packed) = matrix::Packed::new(a, b, ins.get(3), &shape, target) else {
+    let Some(packed) = matrix::Packed::new(a, b, ins.get(3), &shape, target)? else {
         return Ok(Lowered::new("integer matmul", move |io| {
             let [a, b, a_zero, b_zero] = std::array::from_fn(|i| Wide::new(io, i, dtypes[i]));
             let out = io.take::<i32>(0);
@@ -206,12 +206,12 @@ pub fn infer_qlinear_matmul(ins: Facts<'_>) -> Result<Vec<Out>, OpError> {
 }
 
 /// The kernel of `QLinearMatMul`.
-pub fn lower_qlinear_matmul(ins: Facts<'_>, target: Target) -> Result<Lowered, OpError> {
+pub fn lower_qlinear_matmul(ins: Facts<'_>, target: Target<'_>) -> Result<Lowered, OpError> {
     let (a, b) = (ins.need(0)?, ins.need(3)?);
     let shape = matmul_shape(a.shape, b.shape)?;
     let dtypes: [_; 8] = dtypes(ins);
     let signed = dtypes[7] == Some(DType::I8);
-    let Some(packed) = matrix::Packed::new(a, b, ins.get(5), &shape, target) else {
+    let Some(packed) = matrix::Packed::new(a, b, ins.get(5), &shape, target)? else {
         return Ok(Lowered::new("quantised matmul", move |io| {
             let [a, a_zero, b, b_zero, zero] = [0, 2, 3, 5, 7].map(|i| Wide::new(io, i, dtypes[i]));
             let [of_a, of_b, of_y] = [1, 4, 6].map(|i| io.input::<f32>(i));
@@ -291,12 +291,12 @@ pub fn lower_conv_integer(
     ins: Facts<'_>,
     window: &Window,
     group: usize,
-    target: Target,
+    target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let (x, w) = (ins.need(0)?, ins.need(1)?);
     let conv = geometry(x.shape, w.shape, window, group)?;
     let dtypes: [_; 4] = dtypes(ins);
-    let Some(packed) = image::Packed::new(x, w, ins.get(3), &conv, target) else {
+    let Some(packed) = image::Packed::new(x, w, ins.get(3), &conv, target)? else {
         let scratch = conv.scratch_bytes();
         let lowered = Lowered::new("integer conv", move |io| {
             let [x, w, x_zero, w_zero] = std::array::from_fn(|i| Wide::new(io, i, dtypes[i]));
@@ -340,13 +340,13 @@ pub fn lower_qlinear_conv(
     ins: Facts<'_>,
     window: &Window,
     group: usize,
-    target: Target,
+    target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let (x, w) = (ins.need(0)?, ins.need(3)?);
     let conv = geometry(x.shape, w.shape, window, group)?;
     let dtypes: [_; 8] = dtypes(ins);
     let biased = ins.get(8).is_some();
-    let Some(packed) = image::Packed::new(x, w, ins.get(5), &conv, target) else {
+    let Some(packed) = image::Packed::new(x, w, ins.get(5), &conv, target)? else {
         let scratch = conv.scratch_bytes();
         let lowered = Lowered::new("quantised conv", move |io| {
             let [x, x_zero, w, w_zero] = [0, 2, 3, 5].map(|i| Wide::new(io, i, dtypes[i]));

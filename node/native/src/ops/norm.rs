@@ -44,7 +44,7 @@ pub fn lower_softmax(
     kind: Softmax,
     axis: i64,
     flat: bool,
-    target: Target,
+    target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let (outer, len, inner) = softmax_sizes(ins.need(0)?.shape, axis, flat)?;
     // Only ones after the axis: the rows are contiguous. Others are gathered into a row, to the same bits.
@@ -119,7 +119,7 @@ pub fn lower_layer(
     axis: i64,
     epsilon: f32,
     rms: bool,
-    target: Target,
+    target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let x = ins.need(0)?;
     let axis = axis_of(axis, x.rank())?;

@@ -77,7 +77,7 @@ pub fn lower(
     ins: Facts<'_>,
     conv: &QConv,
     stride: Option<usize>,
-    target: Target,
+    target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let (x, w) = (ins.need(0)?, ins.need(1)?);
     let (images, shape, [height, width]) = conv.image().shape(x.shape, w.shape)?;
@@ -97,7 +97,7 @@ pub fn lower(
     let unpack = move |all: &[u8], weights: &mut [u8]| {
         kernel.unpack(bytemuck::cast_slice(&all[..kernel.packed_len()]), bytemuck::cast_slice_mut(weights));
     };
-    let weights = packed(weights, Layout { kernel: "quantised conv", numbers }, whole, pack, unpack);
+    let weights = packed(target, weights, Layout { kernel: "quantised conv", numbers }, whole, pack, unpack)?;
     let biased = ins.get(2).is_some();
     let (filters, channels) = (shape.filters, shape.channels);
     let stride = stride.unwrap_or(filters);
@@ -206,7 +206,7 @@ pub fn lower_table(
     ins: Facts<'_>,
     table: &Table,
     stride: Option<usize>,
-    target: Target,
+    target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let entries: [u8; 256] = table.entries[..]
         .try_into()

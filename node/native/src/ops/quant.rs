@@ -123,7 +123,12 @@ fn constant_step(ins: Facts<'_>, scales: Scales, dtype: DType) -> Option<Quantiz
 }
 
 /// The kernel of `QuantizeLinear`.
-pub fn lower_quantize(ins: Facts<'_>, scales: Scales, out: &Out, target: Target) -> Result<Lowered, OpError> {
+pub fn lower_quantize(
+    ins: Facts<'_>,
+    scales: Scales,
+    out: &Out,
+    target: Target<'_>,
+) -> Result<Lowered, OpError> {
     if let Some(with) = constant_step(ins, scales, out.dtype).filter(|_| ins.typed(0, &[DType::F32]).is_ok())
     {
         let kernels = target.kernels;
@@ -174,7 +179,7 @@ pub fn infer_dequantize(ins: Facts<'_>, scales: Scales) -> Result<Vec<Out>, OpEr
 }
 
 /// The kernel of `DequantizeLinear`.
-pub fn lower_dequantize(ins: Facts<'_>, scales: Scales, target: Target) -> Result<Lowered, OpError> {
+pub fn lower_dequantize(ins: Facts<'_>, scales: Scales, target: Target<'_>) -> Result<Lowered, OpError> {
     let dtype = ins.need(0)?.dtype;
     if let Some(with) = constant_step(ins, scales, dtype) {
         let kernels = target.kernels;

@@ -113,7 +113,7 @@ fn concats(graph: &Graph, places: &mut [Place]) -> Vec<bool> {
 ///
 /// # Errors
 /// [`RunError::Op`] where an operator has no kernel for these types, [`RunError::Arena`].
-pub fn schedule(graph: &Graph, target: Target, limits: Limits) -> Result<Plan, RunError> {
+pub fn schedule(graph: &Graph, target: Target<'_>, limits: Limits) -> Result<Plan, RunError> {
     let mut places: Vec<Place> =
         (0..graph.values.len()).map(|i| Place { root: ValueId(i as u32), offset: 0, stride: None }).collect();
     let joined = concats(graph, &mut places);
@@ -150,7 +150,12 @@ struct Lowering {
     outs: Vec<Out>,
 }
 
-fn lowering(graph: &Graph, node: &Node, stride: Option<usize>, target: Target) -> Result<Lowering, OpError> {
+fn lowering(
+    graph: &Graph,
+    node: &Node,
+    stride: Option<usize>,
+    target: Target<'_>,
+) -> Result<Lowering, OpError> {
     let facts: Vec<_> = node.inputs.iter().map(|id| id.and_then(|id| fact(graph, id))).collect();
     let outs = crate::ops::infer(&node.op, Facts(&facts))?;
     let strided = match stride {

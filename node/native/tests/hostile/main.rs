@@ -32,8 +32,13 @@ use change::Rng;
 static COUNTING: memory::Counting = memory::Counting;
 
 /// Far below the defaults, so that a case which ignores them shows.
-const LIMITS: Limits =
-    Limits { nodes_max: 4_096, subgraph_depth_max: 8, folded_bytes_max: 16 << 20, arena_bytes_max: 64 << 20 };
+const LIMITS: Limits = Limits {
+    nodes_max: 4_096,
+    subgraph_depth_max: 8,
+    folded_bytes_max: 16 << 20,
+    arena_bytes_max: 64 << 20,
+    packed_bytes_max: 16 << 20,
+};
 
 /// What a case may hold at once beside the model: an arena or the live tensors of an interpretation,
 /// constants, packed weights and plans.

@@ -5,6 +5,8 @@
 //! Each island of float operators is fed with the bytes that the engine made before it. From the model's
 //! input on, steps of one layer would add up in the next: that measures the model, not the engine.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use prost::Message;
 use roost_native::compare::read_tensors;
@@ -137,7 +139,7 @@ fn check(name: &str, convolutions: usize) {
     let target = program.target();
     let mut found: Vec<Tensor> = Vec::new();
     let borrowed: Vec<Input<'_>> = inputs.iter().map(Input::from).collect();
-    Session::new(program).run(&borrowed, &mut found, &|| false).expect("it runs");
+    Session::new(Arc::clone(&program)).run(&borrowed, &mut found, &|| false).expect("it runs");
 
     // As it was imported: no pass has made integers of it.
     let model = import(&float);
@@ -238,7 +240,8 @@ fn what_pools_and_moves_a_convolution_lets_it_be_quantised() {
             interpret::Context { bytes_max: 1 << 30, cancelled: &|| false, target: program.target() };
         let expected = interpret::graph(&model.graph, vec![x.clone()], context).expect("it runs");
         let mut found: Vec<Tensor> = Vec::new();
-        Session::new(program).run(&[Input::from(&x)], &mut found, &|| false).expect("it runs");
+        let mut session = Session::new(Arc::clone(&program));
+        session.run(&[Input::from(&x)], &mut found, &|| false).expect("it runs");
         assert_eq!(found[0].shape(), expected[0].shape());
         let steps = |tensor: &Tensor| {
             let steps: Vec<u8> = tensor.floats().iter().map(|y| (y / 0.3).round() as i32 as u8).collect();
@@ -304,7 +307,8 @@ fn what_sums_cannot_hold_stays_in_floats() {
             interpret::Context { bytes_max: 1 << 30, cancelled: &|| false, target: program.target() };
         let expected = interpret::graph(&imported.graph, vec![x.clone()], context).expect("it runs");
         let mut found: Vec<Tensor> = Vec::new();
-        Session::new(program).run(&[Input::from(&x)], &mut found, &|| false).expect("it runs");
+        let mut session = Session::new(Arc::clone(&program));
+        session.run(&[Input::from(&x)], &mut found, &|| false).expect("it runs");
         assert_eq!(found[0].bytes(), expected[0].bytes(), "{case}");
     }
 }

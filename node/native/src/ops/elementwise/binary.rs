@@ -70,7 +70,7 @@ pub fn infer_binary(op: Binary, ins: Facts<'_>) -> Result<Vec<Out>, OpError> {
 }
 
 /// The kernel of a binary operator.
-pub fn lower_binary(op: Binary, ins: Facts<'_>, out: &Out, target: Target) -> Result<Lowered, OpError> {
+pub fn lower_binary(op: Binary, ins: Facts<'_>, out: &Out, target: Target<'_>) -> Result<Lowered, OpError> {
     let (a, b) = (ins.need(0)?, ins.need(1)?);
     let strides = [&broadcast_strides(a.shape, &out.shape)[..], &broadcast_strides(b.shape, &out.shape)[..]];
     let walk = Walk::new(&out.shape, strides)?;
