@@ -191,13 +191,15 @@ pub fn lower_widen(ins: Facts<'_>, channels: usize) -> Result<Lowered, OpError> 
 pub struct Table {
     /// The result by input byte.
     pub entries: Vec<u8>,
+    /// The type of x, `u8` or `i8`.
+    pub from: DType,
     /// The result's type.
     pub to: DType,
 }
 
 /// The output of a table.
 pub fn infer_table(ins: Facts<'_>, table: &Table) -> Result<Vec<Out>, OpError> {
-    let x = ins.typed(0, &[DType::U8, DType::I8])?;
+    let x = ins.typed(0, &[table.from])?;
     Ok(vec![Out::new(table.to, x.shape)])
 }
 
