@@ -256,6 +256,8 @@ pub fn lower(op: Reduce, ins: Facts<'_>, noop: bool) -> Result<Lowered, OpError>
     match x.dtype {
         DType::F32 => float!(f32, math::log),
         DType::F64 => float!(f64, libm::log),
+        // ONNX takes no sums or means of 8 bits, which would wrap at once.
+        DType::I8 | DType::U8 if !matches!(op, Reduce::Min | Reduce::Max) => refuse,
         DType::I8 => int!(i8),
         DType::U8 => int!(u8),
         DType::I32 => int!(i32),

@@ -262,8 +262,9 @@ macro_rules! int_ops {
                     if rem != 0 && (rem < 0) != (b < 0) { rem.wrapping_add(b) } else { rem }
                 },
                 pow: |a, b| power(a as i128, b as i128) as $t,
-                shl: |a, b| a.checked_shl(b as u32).unwrap_or(0),
-                shr: |a, b| a.checked_shr(b as u32).unwrap_or(0),
+                // A distance that `u32` cannot hold is over the width, too.
+                shl: |a, b| u32::try_from(b).ok().and_then(|b| a.checked_shl(b)).unwrap_or(0),
+                shr: |a, b| u32::try_from(b).ok().and_then(|b| a.checked_shr(b)).unwrap_or(0),
             };
         }
     )* };
