@@ -36,6 +36,15 @@ pub enum DataError {
         #[source]
         source: std::io::Error,
     },
+    /// A file is no model.
+    #[error("{}: {source}", .path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ImportError,
+    },
     /// A file is no tensor.
     #[error("{}: {source}", .path.display())]
     Tensor {

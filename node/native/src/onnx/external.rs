@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::glance::inside;
 use super::proto::TensorProto;
 use crate::error::{ImportError, UnsupportedOp};
 use crate::exec::interpret::extent;
@@ -79,9 +80,8 @@ fn external(proto: &TensorProto, files: &Files, bytes: usize) -> Result<Bytes, I
     let wrong = |reason: String| ImportError::External { tensor: proto.name.clone(), reason };
     let entry = |key: &str| proto.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
     let location = entry("location").ok_or_else(|| wrong("no location".into()))?;
-    // A bundle is flat or nested by forward slashes; nothing in it starts at the root or climbs.
     let location = location.strip_prefix("./").unwrap_or(location);
-    if location.starts_with('/') || location.split(['/', '\\']).any(|part| part == "..") {
+    if !inside(location) {
         return Err(wrong(format!("{location} leaves the bundle")));
     }
     let file = files.get(location).ok_or_else(|| ImportError::MissingFile(location.to_owned()))?;

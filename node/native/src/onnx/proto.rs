@@ -54,12 +54,18 @@ pub struct GraphProto {
     pub sparse_initializer: Vec<SparseTensorProto>,
 }
 
-/// A sparse constant; only its presence matters.
+/// A sparse constant; only its presence matters to the importer.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SparseTensorProto {
     /// Dimensions.
     #[prost(int64, repeated, tag = "3")]
     pub dims: Vec<i64>,
+    /// What is not nought.
+    #[prost(message, optional, tag = "1")]
+    pub values: Option<TensorProto>,
+    /// Where it is.
+    #[prost(message, optional, tag = "2")]
+    pub indices: Option<TensorProto>,
 }
 
 /// A node.
@@ -118,6 +124,12 @@ pub struct AttributeProto {
     /// Texts.
     #[prost(bytes = "bytes", repeated, tag = "9")]
     pub strings: Vec<Bytes>,
+    /// Tensors. No operator here takes them; their files may be named.
+    #[prost(message, repeated, tag = "10")]
+    pub tensors: Vec<TensorProto>,
+    /// Graphs, as `tensors`.
+    #[prost(message, repeated, tag = "11")]
+    pub graphs: Vec<GraphProto>,
 }
 
 /// An input or output.

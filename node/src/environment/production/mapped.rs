@@ -27,12 +27,14 @@ const MAPPED_BYTES_MIN: u64 = 64 << 10;
 
 /// The bytes of a file, mapped.
 ///
-/// For files that nobody writes in place: those of a bundle, whose name is the digest of what is in them,
-/// which appear by a rename and go by being unlinked, in a folder that one process has locked.
+/// Precondition: nobody writes the file in place or shortens it while the bytes live. It holds for the files
+/// of the bundle store: their name is the digest of what is in them, they appear by a rename and go by being
+/// unlinked, in a folder that one process has locked. It does not hold for files of a user, which is why
+/// nothing outside maps any.
 ///
 /// # Errors
 /// The operating system's.
-pub fn map(file: &File) -> io::Result<Bytes> {
+fn map(file: &File) -> io::Result<Bytes> {
     if file.metadata()?.len() == 0 {
         // An empty mapping is an error to the operating system.
         return Ok(Bytes::new());

@@ -23,7 +23,7 @@ pub fn shapes(ports: &[Port], rows: usize) -> anyhow::Result<Vec<Vec<usize>>> {
     };
     let shape = |port: &Port| match &port.dims {
         Some(dims) => Ok(dims.iter().enumerate().map(size).collect()),
-        None => bail!("input {} declares no rank; give --data", port.name),
+        None => bail!("input {} declares no rank", port.name),
     };
     ports.iter().map(shape).collect()
 }

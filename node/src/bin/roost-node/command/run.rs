@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use clap::Args;
 use roost_kernels::Isa;
 use roost_native::compare::{Match, Tolerance, compare, digest, read_tensors};
@@ -169,7 +170,9 @@ fn fed(options: &RunOptions, subject: &Subject) -> anyhow::Result<(Vec<Tensor>, 
             options.batch.is_none_or(|rows| rows == 1) || has_rows,
             "--batch: no input of this model has a free first dimension"
         );
-        return Ok((inputs::made_up(&subject.inputs, options.batch.unwrap_or(1) as usize)?, None));
+        let rows = options.batch.unwrap_or(1) as usize;
+        let made = inputs::made_up(&subject.inputs, rows).context("inputs cannot be made up; give --data")?;
+        return Ok((made, None));
     };
     let mut fed = read_tensors(folder, "input")?;
     let mut expected = read_tensors(folder, "output")?;
@@ -184,8 +187,9 @@ fn fed(options: &RunOptions, subject: &Subject) -> anyhow::Result<(Vec<Tensor>, 
 fn compared(options: &RunOptions, ports: &[Port], found: &[Tensor], expected: &[Tensor]) -> Comparison {
     let tolerance = Tolerance { absolute: options.atol, relative: options.rtol, steps: 0 };
     let (mut largest_difference, mut mismatches) = (0.0_f64, Vec::new());
+    let name = |at: usize| ports.get(at).map_or_else(|| format!("output {at}"), |port| port.name.clone());
     for (at, expected) in expected.iter().enumerate() {
-        let name = ports.get(at).map_or_else(|| format!("output {at}"), |port| port.name.clone());
+        let name = name(at);
         let Some(found) = found.get(at) else {
             mismatches.push(format!("{name}: the model has no such output"));
             continue;
@@ -204,6 +208,9 @@ fn compared(options: &RunOptions, ports: &[Port], found: &[Tensor], expected: &[
             }
         }
     }
+    // Nothing says that these are right.
+    let surplus = expected.len()..found.len();
+    mismatches.extend(surplus.map(|at| format!("{}: the data has no such output", name(at))));
     let (rtol, atol) = (options.rtol, options.atol);
     Comparison { matches: mismatches.is_empty(), largest_difference, rtol, atol, mismatches }
 }
