@@ -10,9 +10,9 @@ use crate::simd::Vector;
 ///
 /// # Safety
 /// The instruction set of its table is there, and for all rows r below the kernel's count, all columns below
-/// `cols`, and all k that the loops visit: `a + r·a_row + k` may be read; B's panels may be read in full; `c
-/// + r·c_row + column` may be written (and read, with `from_c`); `bias` and `residual` may be read where they
-/// are not null.
+/// `cols`, and all k that the loops visit: `a + r·a_row + k` may be read; B's panels may be read in full;
+/// `c + r·c_row + column` may be written (and read, with `from_c`); `bias` and `residual` may be read where
+/// they are not null.
 pub(crate) type TileFn = unsafe fn(&TileArgs);
 
 /// What a tile works on. Strides are in elements.
