@@ -223,7 +223,7 @@ fn only_files_that_the_model_names_are_read() {
     std::fs::write(temporary.path().join("outside.bin"), &stored).unwrap();
     let beside = folder.join("beside");
     std::fs::write(&beside, "somebody else's").unwrap();
-    let nobody = std::os::unix::fs::PermissionsExt::from_mode(0);
+    let nobody = std::os::unix::fs::PermissionsExt::from_mode(0o000);
     std::fs::set_permissions(&beside, nobody).unwrap();
     let model = |location: &str| {
         let entry = StringEntryProto { key: "location".into(), value: location.into() };
