@@ -278,7 +278,8 @@ fn qconv(kernels: &'static Kernels, report: &mut Report) {
 }
 
 /// A pointwise convolution of bytes with its requantisation in the tile, against the same product followed by
-/// passes of dequantisation, ReLU and quantisation over all of it.
+/// passes of dequantisation, ReLU and quantisation over all of it. Tiles store bytes from registers; sums,
+/// which the passes read, go through memory first, also where vectors are whole: a part of the ratio is that.
 fn fusion(kernels: &'static Kernels, report: &mut Report) {
     let (m, k, n) = (56 * 56, 64, 64);
     let gemm = kernels.qgemm(k, n, Sign::Unsigned);
