@@ -1,7 +1,8 @@
 //! Engines: what runs a model. [`native`] is Roost's own; [`onnxruntime`] takes what it does not support.
 //!
-//! An engine loads a bundle into sessions. A session runs one batch at a time on the executor that owns it, writes its
-//! outputs to a [`Sink`], and can be cancelled from another thread. Nothing here knows of requests, versions or nodes.
+//! An engine loads a bundle into sessions. A session runs one batch at a time on the executor that owns it,
+//! writes its outputs to a [`Sink`], and can be cancelled from another thread. Nothing here knows of
+//! requests, versions or nodes.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,8 +26,8 @@ pub struct Bundle {
     pub files: BTreeMap<String, Bytes>,
     /// What `model.toml` says.
     pub manifest: Arc<Manifest>,
-    /// The digest of the list of its files, where the bytes were checked against it. Sessions of one digest may share what an
-    /// engine makes of it.
+    /// The digest of the list of its files, where the bytes were checked against it. Sessions of one digest
+    /// may share what an engine makes of it.
     pub digest: Option<Digest>,
 }
 
@@ -177,8 +178,8 @@ pub trait Session: Send {
     /// What the model takes and gives.
     fn signature(&self) -> &Signature;
 
-    /// Why a row's result may depend on the rows beside it, where the engine knows that it may: such a model's requests
-    /// do not share a batch.
+    /// Why a row's result may depend on the rows beside it, where the engine knows that it may: such a
+    /// model's requests do not share a batch.
     fn batch_variant(&self) -> Option<&str> {
         None
     }
@@ -186,7 +187,8 @@ pub trait Session: Send {
     /// Runs a batch. `inputs` are in the order of [`Signature::inputs`] and fit it; outputs go to `sink`.
     ///
     /// # Errors
-    /// [`EngineError::Run`] when the model fails, [`EngineError::Cancelled`] when `cancel` was raised meanwhile.
+    /// [`EngineError::Run`] when the model fails, [`EngineError::Cancelled`] when `cancel` was raised
+    /// meanwhile.
     fn run(
         &mut self,
         inputs: &[TensorView<'_>],

@@ -1,9 +1,9 @@
 //! Convolution and pooling over images in NHWC, in f32 and in 8 bits.
 //!
-//! A convolution is a GEMM whose k runs over (ky, kx, channel): the taps that lie within the image, in that order.
-//! Taps in the padding are skipped, so the image is cut into regions whose pixels have the same taps ([`shape`]);
-//! each region is a set of lines of tiles. A 1×1 convolution is one plain GEMM over all pixels. The bits of a
-//! pixel depend neither on its neighbours in a tile nor on the batch.
+//! A convolution is a GEMM whose k runs over (ky, kx, channel): the taps that lie within the image, in that
+//! order. Taps in the padding are skipped, so the image is cut into regions whose pixels have the same taps
+//! ([`shape`]); each region is a set of lines of tiles. A 1×1 convolution is one plain GEMM over all pixels.
+//! The bits of a pixel depend neither on its neighbours in a tile nor on the batch.
 //!
 //! Deliberately absent: im2col buffers, Winograd, and a third spatial dimension.
 

@@ -1,7 +1,7 @@
 //! Functions of one and of two f32 operands, over slices.
 //!
-//! The caller does the broadcasting: it hands rows over, and says which operand is one value for the whole row. A
-//! kernel is resolved once ([`Kernels::unary`], [`Kernels::binary`]) and called without any dispatch.
+//! The caller does the broadcasting: it hands rows over, and says which operand is one value for the whole
+//! row. A kernel is resolved once ([`Kernels::unary`], [`Kernels::binary`]) and called without any dispatch.
 
 use crate::math;
 use crate::simd::{Simd, Vector};
@@ -138,8 +138,8 @@ pub(crate) type MapFn = unsafe fn(*const f32, *mut f32, usize, &[f32; 2]);
 /// A zip's kernel: a, b, out, n, and whether a and b move on with out.
 ///
 /// # Safety
-/// `n` values may be read at a and b (one where it does not move) and written at out, which is equal to one of
-/// them or apart; the instruction set is there.
+/// `n` values may be read at a and b (one where it does not move) and written at out, which is equal to one
+/// of them or apart; the instruction set is there.
 pub(crate) type ZipFn = unsafe fn(*const f32, *const f32, *mut f32, usize, [bool; 2]);
 
 /// A function of one operand, resolved.

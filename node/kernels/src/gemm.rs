@@ -1,8 +1,8 @@
 //! `C = epilogue(A · B)` in f32, with B packed beforehand.
 //!
-//! [`Gemm`] is planned once for (k, n); it says how long the packed B is and packs it. The packed layout depends
-//! on the instruction set alone, never on m, so weights are packed once and serve every batch. The result's bits
-//! depend on neither (see [`tile`]). A caller who wants threads gives each some of the rows.
+//! [`Gemm`] is planned once for (k, n); it says how long the packed B is and packs it. The packed layout
+//! depends on the instruction set alone, never on m, so weights are packed once and serve every batch. The
+//! result's bits depend on neither (see [`tile`]). A caller who wants threads gives each some of the rows.
 
 mod epilogue;
 mod pack;
@@ -17,12 +17,13 @@ use crate::gemm::tile::{Clamp, Taps, TileArgs, Tiles};
 use crate::prefetch::Ahead;
 use crate::table::Kernels;
 
-/// Depth of a pass. Longer ones read and write C less often; a panel of B (32 columns × 1024 × 4 = 128 KiB) still
-/// stays in L2 beside the rows that it is multiplied with.
+/// Depth of a pass. Longer ones read and write C less often; a panel of B (32 columns × 1024 × 4 = 128 KiB)
+/// still stays in L2 beside the rows that it is multiplied with.
 const K_BLOCK: usize = 1024;
 
-/// Bytes of A in a pass. A panel of B (128 KiB) and the next one, on its way, want room beside it in an L2 of 1 MiB, not all
-/// of which serves where pages are scattered: 384 KiB were 4 % slower with 1024 rows of 1024, half of it up to 6 % more.
+/// Bytes of A in a pass. A panel of B (128 KiB) and the next one, on its way, want room beside it in an L2 of
+/// 1 MiB, not all of which serves where pages are scattered: 384 KiB were 4 % slower with 1024 rows of 1024,
+/// half of it up to 6 % more.
 const A_BLOCK_BYTES: usize = 256 << 10;
 
 /// Rows this far apart fall into so few sets of the first cache that a tile's rows evict each other.
@@ -133,8 +134,8 @@ impl Gemm {
         [m.div_ceil(m.div_ceil(Plan::of(tiles, m).rows).max(1)), tiles.lanes << w]
     }
 
-    /// Elements of scratch that [`Self::run`] wants for m rows. With less it runs all the same, to the same bits,
-    /// and may be slower.
+    /// Elements of scratch that [`Self::run`] wants for m rows. With less it runs all the same, to the same
+    /// bits, and may be slower.
     pub fn scratch_len(&self, m: usize) -> usize {
         let k = self.k.min(K_BLOCK);
         if m > 1 { m.min(row_block(k, m)) * copied_stride(k) } else { 0 }
@@ -167,7 +168,8 @@ impl Gemm {
         let tiles = kernels.tiles();
         let (clamp, map) = epilogue.activation.split();
         let plan = Plan::of(tiles, m);
-        // Rows that evict each other, and columns that lie apart, are copied; a copy is cheap beside the products.
+        // Rows that evict each other, and columns that lie apart, are copied; a copy is cheap beside the
+        // products.
         let awkward = a.col != 1 || (m > 2 && (a.row * size_of::<f32>()).is_multiple_of(ALIAS_BYTES));
         let copy_a = m > 1 && awkward && scratch.len() >= self.scratch_len(m);
         let (k_block, row_block) =
@@ -191,8 +193,8 @@ impl Gemm {
             let k1 = k.min(k0 + k_block);
             for m0 in (0..m).step_by(row_block) {
                 let rows = row_block.min(m - m0);
-                // SAFETY: shapes and strides were checked against the slices above, for all of m, k and n; `out`
-                // is borrowed mutably; the table came from `Kernels::of`.
+                // SAFETY: shapes and strides were checked against the slices above, for all of m, k and n;
+                // `out` is borrowed mutably; the table came from `Kernels::of`.
                 unsafe {
                     job.block(
                         m0,
@@ -295,7 +297,8 @@ impl Job<'_> {
             let mut ahead = Ahead::new(after.cast(), bytes, count, size_of_val(self.packed));
             for (r, height) in cut(rows, count) {
                 ahead.step();
-                // SAFETY: row m0 + r and column `column` are within A, C, bias and residual, as the caller says.
+                // SAFETY: row m0 + r and column `column` are within A, C, bias and residual, as the caller
+                // says.
                 unsafe {
                     match copied {
                         Some(copied) => {

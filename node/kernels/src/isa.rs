@@ -1,8 +1,8 @@
 //! Which instruction sets there are, and which of them this machine has.
 //!
-//! Detection happens once. Every kernel gives the same bits on every [`Isa`]; the choice is one of speed alone.
-//! Deliberately absent: a run-time dispatcher. [`crate::Kernels::of`] resolves a table, and whoever plans work
-//! keeps it.
+//! Detection happens once. Every kernel gives the same bits on every [`Isa`]; the choice is one of speed
+//! alone. Deliberately absent: a run-time dispatcher. [`crate::Kernels::of`] resolves a table, and whoever
+//! plans work keeps it.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,9 +1,9 @@
 //! Elementary functions, lane by lane.
 //!
-//! Invariant: each is one fixed sequence of correctly rounded operations, so all instruction sets give the same
-//! bits; exp, log, tanh and erf are within 4 ULP of the exact value (their tests walk the range). NaN gives NaN.
-//! The polynomials of exp, log and erf are N. Juffa's minimax fits (published on Stack Overflow and the NVIDIA
-//! forums); tanh's is that of Cephes (S. Moshier, tanhf).
+//! Invariant: each is one fixed sequence of correctly rounded operations, so all instruction sets give the
+//! same bits; exp, log, tanh and erf are within 4 ULP of the exact value (their tests walk the range). NaN
+//! gives NaN. The polynomials of exp, log and erf are N. Juffa's minimax fits (published on Stack Overflow
+//! and the NVIDIA forums); tanh's is that of Cephes (S. Moshier, tanhf).
 //!
 //! # Safety
 //! Functions need what their vector needs (see [`crate::simd`]), and nothing else.

@@ -1,7 +1,7 @@
 //! Normalisation of rows: by mean and variance, or by the mean square.
 //!
-//! Sums go by the lanes and tree of [`crate::reduce`]. The variance is the mean of squared differences from the
-//! mean, in a second pass: the shorter formula cancels.
+//! Sums go by the lanes and tree of [`crate::reduce`]. The variance is the mean of squared differences from
+//! the mean, in a second pass: the shorter formula cancels.
 
 use crate::reduce::{fold, tree};
 use crate::simd::{REDUCE_LANES, Simd, Vector};
@@ -10,8 +10,8 @@ use crate::table::Kernels;
 /// A row's kernel. `scale` and `bias` may be null, and then `y` may be null too: only the moments are wanted.
 ///
 /// # Safety
-/// `n` values may be read at x, scale and bias, and written at y, which is equal to x or apart; the instruction
-/// set is there.
+/// `n` values may be read at x, scale and bias, and written at y, which is equal to x or apart; the
+/// instruction set is there.
 pub(crate) type NormFn = unsafe fn(&NormArgs) -> Moments;
 
 /// A row to normalise.

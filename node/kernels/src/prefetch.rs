@@ -1,7 +1,8 @@
 //! Weights on their way to L2 before they are wanted.
 //!
-//! A panel of packed weights is read once by each tile of rows; all but the first find it in L2. The first would wait for
-//! L3 or memory, since hardware looks ahead within a page alone. So tiles of a panel each ask for a share of the next one.
+//! A panel of packed weights is read once by each tile of rows; all but the first find it in L2. The first
+//! would wait for L3 or memory, since hardware looks ahead within a page alone. So tiles of a panel each ask
+//! for a share of the next one.
 
 /// Weights that are read once all of this panel's tiles are done.
 pub(crate) struct Ahead {
@@ -14,8 +15,8 @@ impl Ahead {
     /// Weights of less are in L2 anyway.
     const LEAST_BYTES: usize = 256 << 10;
 
-    /// With fewer tiles, shares are so large that they hold up the loads that are wanted now; and weights that are read once
-    /// come as fast as memory gives them.
+    /// With fewer tiles, shares are so large that they hold up the loads that are wanted now; and weights
+    /// that are read once come as fast as memory gives them.
     const LEAST_TILES: usize = 4;
 
     /// `bytes` at `next`, in shares for `tiles` tiles; nothing where `all` weights are few, or tiles.

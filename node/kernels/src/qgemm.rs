@@ -1,9 +1,9 @@
 //! `A · B` of 8-bit numbers with i32 sums, and what turns sums into f32 or back into 8 bits.
 //!
-//! A is `[m, k]`, u8 or s8 with a zero point; B is `[k, n]`, s8, packed beforehand; u8 weights are handed over
-//! less 128, with their zero points less 128 too. Signed bytes travel in `&[u8]`, as bits. A's zero point and a
-//! bias become *offsets* by column ([`QGemm::offsets`]), which a plan computes once where the zero point is
-//! constant.
+//! A is `[m, k]`, u8 or s8 with a zero point; B is `[k, n]`, s8, packed beforehand; u8 weights are handed
+//! over less 128, with their zero points less 128 too. Signed bytes travel in `&[u8]`, as bits. A's zero
+//! point and a bias become *offsets* by column ([`QGemm::offsets`]), which a plan computes once where the
+//! zero point is constant.
 
 pub(crate) mod output;
 pub(crate) mod tile;
@@ -232,8 +232,9 @@ impl QGemm {
             while column < n {
                 let w = tiles.width_at(w, n - column);
                 args.cols = (tiles.lanes << w).min(n - column);
-                // SAFETY: row r of m and column `column` of n are within all slices, whose lengths were checked
-                // above and by `lower`; outputs are borrowed mutably; the table came from `Kernels::of`.
+                // SAFETY: row r of m and column `column` of n are within all slices, whose lengths were
+                // checked above and by `lower`; outputs are borrowed mutably; the table came from
+                // `Kernels::of`.
                 unsafe {
                     args.b = first.b.add(column * padded);
                     args.offsets = first.offsets.add(column);
@@ -257,8 +258,8 @@ impl QGemm {
     }
 }
 
-/// Rows of A that share a pass over B: as many as a quarter of a common L2 holds beside the panels of B, and enough to spread
-/// B's cost. Half of it was up to 6 % slower for thousands of rows.
+/// Rows of A that share a pass over B: as many as a quarter of a common L2 holds beside the panels of B, and
+/// enough to spread B's cost. Half of it was up to 6 % slower for thousands of rows.
 pub(crate) fn row_block(stride: usize, m: usize) -> usize {
     const A_BLOCK_BYTES: usize = 256 << 10;
     (A_BLOCK_BYTES / stride.max(1)).clamp(56, m.max(56))

@@ -1,7 +1,7 @@
 //! Reductions of a row to a number.
 //!
-//! Invariant: element i goes to virtual lane i mod 16, lanes are folded in order of i, and one fixed tree folds
-//! the lanes. So the bits do not depend on how many lanes the hardware has.
+//! Invariant: element i goes to virtual lane i mod 16, lanes are folded in order of i, and one fixed tree
+//! folds the lanes. So the bits do not depend on how many lanes the hardware has.
 
 use crate::math;
 use crate::simd::{REDUCE_LANES, Simd, Vector};

@@ -1,7 +1,7 @@
 //! Cells of recurrent networks: what follows the products, over one row of hidden units.
 //!
-//! Products are GEMMs: `X · W` of all steps at once, then `H · R` of each step on top of it (see `accumulate` of
-//! [`crate::Gemm::run`]). Gates lie side by side in a row, in the order of ONNX.
+//! Products are GEMMs: `X · W` of all steps at once, then `H · R` of each step on top of it (see `accumulate`
+//! of [`crate::Gemm::run`]). Gates lie side by side in a row, in the order of ONNX.
 
 use crate::math;
 use crate::simd::{Simd, Vector};
@@ -39,8 +39,8 @@ impl Kernels {
     /// One step of an LSTM with sigmoid and tanh: `gates` are `[i o f c]` before their activations, biases
     /// included, n values each; `cell` is read and replaced; `hidden` is written.
     ///
-    /// `i = σ(gi + pi·c)`, `f = σ(gf + pf·c)`, `c' = f·c + i·tanh(gc)`, `o = σ(go + po·c')`, `h = o·tanh(c')`; the
-    /// peepholes are `[i o f]`, n values each.
+    /// `i = σ(gi + pi·c)`, `f = σ(gf + pf·c)`, `c' = f·c + i·tanh(gc)`, `o = σ(go + po·c')`, `h =
+    /// o·tanh(c')`; the peepholes are `[i o f]`, n values each.
     ///
     /// # Panics
     /// When a length is another.

@@ -1,7 +1,7 @@
 //! One lane in plain Rust: the specification that every other instruction set is tested against, bit for bit.
 //!
-//! `f32::mul_add` rounds once wherever it runs. On x86-64 the table of this set is compiled a second time with
-//! FMA, for speed and with the same bits.
+//! `f32::mul_add` rounds once wherever it runs. On x86-64 the table of this set is compiled a second time
+//! with FMA, for speed and with the same bits.
 
 use crate::simd::{Dot, IntVector, Pair, Simd, Vector};
 

@@ -1,18 +1,18 @@
 //! The vector traits that all kernels are written over, and [`Pair`], which doubles a vector.
 //!
-//! Invariant: a method gives the same bits in each lane on every implementation, so a kernel that treats lanes
-//! alike gives the same bits on every instruction set. Where hardware differs (NaN and signed zeros in minima and
-//! maxima), the definition here is the one of x86, and the others follow it. A NaN's sign and payload are left
-//! open.
+//! Invariant: a method gives the same bits in each lane on every implementation, so a kernel that treats
+//! lanes alike gives the same bits on every instruction set. Where hardware differs (NaN and signed zeros in
+//! minima and maxima), the definition here is the one of x86, and the others follow it. A NaN's sign and
+//! payload are left open.
 //!
-//! Deliberately absent: horizontal operations. Reductions store 16 lanes and add them by one fixed tree in plain
-//! code.
+//! Deliberately absent: horizontal operations. Reductions store 16 lanes and add them by one fixed tree in
+//! plain code.
 //!
 //! # Safety
-//! Every method needs the instruction set of its type to be there; kernels are entered through `#[target_feature]`
-//! functions alone, whose callers hold a table that [`crate::Kernels::of`] gave out after detection. Loads and
-//! stores need what their pointers and counts say; nothing else is asked, and so each method's own text names only
-//! that.
+//! Every method needs the instruction set of its type to be there; kernels are entered through
+//! `#[target_feature]` functions alone, whose callers hold a table that [`crate::Kernels::of`] gave out after
+//! detection. Loads and stores need what their pointers and counts say; nothing else is asked, and so each
+//! method's own text names only that.
 
 /// A vector of f32.
 pub(crate) trait Vector: Copy + 'static {
@@ -134,7 +134,8 @@ pub(crate) trait IntVector: Copy + 'static {
     /// Rounds half to even. Every lane of `x` is a number within i32.
     unsafe fn from_float(x: Self::Float) -> Self;
 
-    /// Writes `round(bounded value) + zero` of two vectors as bytes: `2 · LANES` of them. NaN becomes the least.
+    /// Writes `round(bounded value) + zero` of two vectors as bytes: `2 · LANES` of them. NaN becomes the
+    /// least.
     ///
     /// Sets that can narrow two vectors at once do so, to the same bytes.
     #[inline(always)]
@@ -151,7 +152,8 @@ pub(crate) trait IntVector: Copy + 'static {
         }
     }
 
-    /// Twice [`IntVector::store_rounded`], each to a place of its own, for a range that is [`ByteRange::tame`].
+    /// Twice [`IntVector::store_rounded`], each to a place of its own, for a range that is
+    /// [`ByteRange::tame`].
     ///
     /// Sets that can narrow four vectors at once do so, to the same bytes.
     #[inline(always)]
@@ -173,14 +175,14 @@ pub(crate) struct ByteRange {
     pub(crate) high: i32,
     /// The zero point.
     pub(crate) zero: i32,
-    /// Whether every value is a number less than 2^31 in size, and results are bytes of one sign: then the greatest
-    /// bound may come after the rounding, and narrowing may do a part of it.
+    /// Whether every value is a number less than 2^31 in size, and results are bytes of one sign: then the
+    /// greatest bound may come after the rounding, and narrowing may do a part of it.
     pub(crate) tame: bool,
 }
 
 impl ByteRange {
-    /// What to add to a rounded value so that the result is an unsigned byte, the bounds of that byte, and what to
-    /// exclusive-or with it for the byte that is meant. For a tame range.
+    /// What to add to a rounded value so that the result is an unsigned byte, the bounds of that byte, and
+    /// what to exclusive-or with it for the byte that is meant. For a tame range.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn unsigned(&self) -> (i16, [i8; 2], i8) {
@@ -260,8 +262,8 @@ impl<T: Vector> Vector for Pair<T> {
 
     #[inline(always)]
     unsafe fn load_part(p: *const f32, n: usize, fill: Self) -> Self {
-        // SAFETY: the upper half reads n - T::LANES values past the lower half's, none where that is not positive;
-        // the pointer is then computed with wrapping, and not read.
+        // SAFETY: the upper half reads n - T::LANES values past the lower half's, none where that is not
+        // positive; the pointer is then computed with wrapping, and not read.
         unsafe {
             let upper = n.saturating_sub(T::LANES);
             Pair(T::load_part(p, n, fill.0), T::load_part(p.wrapping_add(T::LANES), upper, fill.1))

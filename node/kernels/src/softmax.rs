@@ -82,25 +82,23 @@ mod tests {
     fn every_length_on_every_set() {
         for n in lengths() {
             let x = Guarded::from(&noise(n, 3).iter().map(|x| x * 10.0).collect::<Vec<_>>());
-            {
-                let plain: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
-                let most = plain.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let sum: f64 = plain.iter().map(|x| (x - most).exp()).sum();
-                let exact: Vec<f64> = plain.iter().map(|x| (x - most).exp() / sum).collect();
-                let logs: Vec<f64> = plain.iter().map(|x| x - most - sum.ln()).collect();
-                let mut first: Option<[Vec<f32>; 2]> = None;
-                for kernels in kernels() {
-                    let name = format!("{n} {}", kernels.isa());
-                    let mut y = Guarded::from(&vec![0.0; n]);
-                    let mut log = Guarded::from(&vec![0.0; n]);
-                    kernels.softmax(&x, &mut y);
-                    kernels.log_softmax(&x, &mut log);
-                    close(&y, &exact, 1e-6, &name);
-                    close(&log, &logs, 1e-5, &name);
-                    let [expected, expected_log] = first.get_or_insert_with(|| [y.to_vec(), log.to_vec()]);
-                    same(&y, expected, &name);
-                    same(&log, expected_log, &name);
-                }
+            let plain: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+            let most = plain.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = plain.iter().map(|x| (x - most).exp()).sum();
+            let exact: Vec<f64> = plain.iter().map(|x| (x - most).exp() / sum).collect();
+            let logs: Vec<f64> = plain.iter().map(|x| x - most - sum.ln()).collect();
+            let mut first: Option<[Vec<f32>; 2]> = None;
+            for kernels in kernels() {
+                let name = format!("{n} {}", kernels.isa());
+                let mut y = Guarded::from(&vec![0.0; n]);
+                let mut log = Guarded::from(&vec![0.0; n]);
+                kernels.softmax(&x, &mut y);
+                kernels.log_softmax(&x, &mut log);
+                close(&y, &exact, 1e-6, &name);
+                close(&log, &logs, 1e-5, &name);
+                let [expected, expected_log] = first.get_or_insert_with(|| [y.to_vec(), log.to_vec()]);
+                same(&y, expected, &name);
+                same(&log, expected_log, &name);
             }
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! `entries!` compiles every generic kernel for one set: an entry is a function with the set's
 //! `#[target_feature]`, into which the generic code is inlined. A [`Kernels`] can only be had through
-//! [`Kernels::of`], which gives out tables that this machine can run: that is what the safety of calling an entry
-//! rests on.
+//! [`Kernels::of`], which gives out tables that this machine can run: that is what the safety of calling an
+//! entry rests on.
 
 use crate::conv::{DepthwiseFn, PoolFn, QDepthwiseFn, QPoolFn};
 use crate::elementwise::{MAPS, MapFn, ZIPS, ZipFn};
@@ -84,8 +84,8 @@ impl Kernels {
         Self::of(Isa::best()).expect("the best set is available")
     }
 
-    /// Every table that this machine can run, by name: also those that [`Self::of`] passes over for a faster one
-    /// of the same set. For tests of equality.
+    /// Every table that this machine can run, by name: also those that [`Self::of`] passes over for a faster
+    /// one of the same set. For tests of equality.
     #[doc(hidden)]
     pub fn all() -> Vec<(&'static str, &'static Self)> {
         let features = Features::detect();
@@ -126,8 +126,8 @@ impl Kernels {
         self.isa
     }
 
-    /// Columns of a panel of packed f32 weights, and bytes of k that lie together in packed 8-bit ones: weights
-    /// packed for equal layouts can be shared.
+    /// Columns of a panel of packed f32 weights, and bytes of k that lie together in packed 8-bit ones:
+    /// weights packed for equal layouts can be shared.
     pub fn layout(&self) -> Layout {
         let Entries { tiles, qtiles, .. } = &self.entries;
         Layout { panel: tiles.panel(), byte_panel: qtiles.panel(), byte_group: qtiles.group }
@@ -363,8 +363,8 @@ entries! {
 
 static SCALAR: Kernels = Kernels { isa: Isa::Scalar, entries: scalar::ENTRIES };
 
-// Plain Rust once more, with the instruction that `f32::mul_add` stands for: the same bits, without a call for
-// each.
+// Plain Rust once more, with the instruction that `f32::mul_add` stands for: the same bits, without a call
+// for each.
 #[cfg(target_arch = "x86_64")]
 entries! {
     scalar_fma, scalar_fma_integer, crate::scalar::Scalar, ["avx,fma"],
@@ -422,8 +422,8 @@ entries! {
 #[cfg(target_arch = "aarch64")]
 static NEON: Kernels = Kernels { isa: Isa::Neon, entries: neon::ENTRIES };
 
-// Only the integer tiles differ with dotprod. Their instruction is assembly, so the compiler needs no feature for
-// it.
+// Only the integer tiles differ with dotprod. Their instruction is assembly, so the compiler needs no feature
+// for it.
 #[cfg(target_arch = "aarch64")]
 integer_entries! {
     neon_dot, crate::arm::neon::NeonDot, ["neon"],

@@ -9,7 +9,8 @@ pub(crate) fn kernels() -> impl Iterator<Item = &'static Kernels> {
     Kernels::all().into_iter().map(|(_, kernels)| kernels)
 }
 
-/// How large tests are: in full on the machine's own processor, small where an emulator runs, tiny under Miri.
+/// How large tests are: in full on the machine's own processor, small where an emulator runs, tiny under
+/// Miri.
 pub(crate) fn sized<T>(full: T, small: T, tiny: T) -> T {
     if cfg!(miri) {
         tiny
@@ -84,8 +85,8 @@ impl<T: Copy> Guarded<T> {
     pub(crate) fn from(values: &[T]) -> Self {
         let size = size_of_val(values);
         let map = Map::ending_at_a_guard(size);
-        // SAFETY: `size` bytes before the guard can be written; they are aligned, since the guard's address and
-        // the size are multiples of T's alignment.
+        // SAFETY: `size` bytes before the guard can be written; they are aligned, since the guard's address
+        // and the size are multiples of T's alignment.
         let first = unsafe {
             let first = map.guard.sub(size).cast::<T>();
             std::ptr::copy_nonoverlapping(values.as_ptr(), first, values.len());

@@ -1,7 +1,7 @@
 //! The transpose of a matrix of any element, in blocks that stay in the first cache.
 //!
-//! Elements of 4 bytes go through registers, 4 × 4 at a time, with instructions that every x86-64 and ARM64 has;
-//! others one by one.
+//! Elements of 4 bytes go through registers, 4 × 4 at a time, with instructions that every x86-64 and ARM64
+//! has; others one by one.
 
 use std::any::TypeId;
 

@@ -1,8 +1,8 @@
-//! The bits of results, pinned: the same on every instruction set and architecture, and from one release to the
-//! next.
+//! The bits of results, pinned: the same on every instruction set and architecture, and from one release to
+//! the next.
 //!
-//! A change of a kernel's order or polynomial changes them. Then all nodes of a cluster must change together: say
-//! so in the release notes, and write the new number here.
+//! A change of a kernel's order or polynomial changes them. Then all nodes of a cluster must change together:
+//! say so in the release notes, and write the new number here.
 
 use roost_kernels::{
     Activation, ConvInput, ConvShape, Epilogue, Kernels, Matrix, Reduce, Rows, RowsMut, Unary, Window,

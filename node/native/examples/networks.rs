@@ -1,6 +1,7 @@
 //! Writes ResNet-50 and MobileNetV2 with random weights from a seed, each into a folder of its own:
 //!
-//! `cargo run -p roost-native --example networks -- FOLDER`, then `roost-node run FOLDER/resnet50_seeded --repeat 20`.
+//! `cargo run -p roost-native --example networks -- FOLDER`, then `roost-node run FOLDER/resnet50_seeded
+//! --repeat 20`.
 
 #[path = "../benches/speed/networks.rs"]
 mod networks;

@@ -12,8 +12,8 @@ use crate::onnx::proto::TensorProto;
 use crate::session::{Input, Session};
 use crate::tensor::{DType, Tensor};
 
-/// How far a value may be from what is expected: `|a - e| <= absolute + relative * |e|`; NaN equals NaN. Integers and
-/// `bool` are equal, unless `steps` allows a distance.
+/// How far a value may be from what is expected: `|a - e| <= absolute + relative * |e|`; NaN equals NaN.
+/// Integers and `bool` are equal, unless `steps` allows a distance.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tolerance {
     /// Allowed at zero.
@@ -35,6 +35,15 @@ pub enum DataError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// A file is no model.
+    #[error("{}: {source}", .path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ImportError,
     },
     /// A file is no tensor.
     #[error("{}: {source}", .path.display())]
@@ -194,8 +203,8 @@ pub enum RunDataError {
 /// Runs `input_<j>.pb` of a folder and compares with its `output_<j>.pb`.
 ///
 /// # Errors
-/// [`RunDataError`], also where outputs are not as many as expected; results that do not match are no error but in the
-/// report.
+/// [`RunDataError`], also where outputs are not as many as expected; results that do not match are no error
+/// but in the report.
 pub fn run_data(
     session: &mut Session,
     folder: &Path,

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
-
 use crate::compare::{DataError, Match, Tolerance, compare, read_tensors};
 use crate::error::{ImportError, RunError};
 use crate::onnx::external::Files;
+use crate::onnx::glance::read_files;
 use crate::onnx::import::{Limits, MODEL_FILE, Model};
 use crate::program::{CompileError, Options, Program};
 use crate::session::{Input, Session};
@@ -218,22 +217,10 @@ fn try_test(test: &Path) -> Result<(), TestError> {
     })
 }
 
-/// The files of a folder as a bundle, read whole.
+/// `model.onnx` of a folder and the files that it names, read whole.
 ///
 /// # Errors
-/// [`DataError::Read`].
+/// As [`read_files`].
 pub fn read_bundle(folder: &Path) -> Result<Files, DataError> {
-    let wrong = |path: &Path| {
-        let path = path.to_owned();
-        move |source| DataError::Read { path, source }
-    };
-    let mut files = Files::new();
-    for entry in std::fs::read_dir(folder).map_err(wrong(folder))? {
-        let path = entry.map_err(wrong(folder))?.path();
-        if path.is_file() {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            files.insert(name, Bytes::from(std::fs::read(&path).map_err(wrong(&path))?));
-        }
-    }
-    Ok(files)
+    read_files(folder, &folder.join(MODEL_FILE))
 }

@@ -1,7 +1,8 @@
-//! What can go wrong, one enum per boundary: [`OpError`] for one operator, [`ImportError`] for a file that becomes a
-//! program, [`RunError`] for a run. Bad input always ends here; a panic means a broken invariant of this crate.
+//! What can go wrong, one enum per boundary: [`OpError`] for one operator, [`ImportError`] for a file that
+//! becomes a program, [`RunError`] for a run. Bad input always ends here; a panic means a broken invariant of
+//! this crate.
 
-use crate::tensor::DType;
+use crate::tensor::{DType, NoMemory};
 
 /// Why an operator cannot be given shapes, compiled or computed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +46,9 @@ pub enum OpError {
         /// The limit.
         bytes_max: u64,
     },
+    /// There is no memory for a result or a weight.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
     /// The run was cancelled inside a subgraph.
     #[error("the run was cancelled")]
     Cancelled,
@@ -189,6 +193,9 @@ pub enum RunError {
         /// What is allowed.
         bytes_max: u64,
     },
+    /// There is no memory for the arena or an input.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
     /// The run was cancelled.
     #[error("the run was cancelled")]
     Cancelled,

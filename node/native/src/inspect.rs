@@ -1,5 +1,5 @@
-//! What a program is made of, for people: operators, the kernels of a plan, why rows may depend on each other, and a
-//! drawing of the compiled graph.
+//! What a program is made of, for people: operators, the kernels of a plan, why rows may depend on each
+//! other, and a drawing of the compiled graph.
 
 use std::fmt::Write as _;
 
@@ -38,7 +38,8 @@ pub struct PlanInfo {
     pub const_bytes: usize,
 }
 
-/// The shapes that a program declares, with `free` for every free dimension; `None` where a rank is not declared.
+/// The shapes that a program declares, with `free` for every free dimension; `None` where a rank is not
+/// declared.
 pub fn declared_shapes(program: &Program, free: usize) -> Option<Vec<Vec<usize>>> {
     let size = |dim: &Dim| match dim {
         Dim::Const(size) => *size,

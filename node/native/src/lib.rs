@@ -1,7 +1,8 @@
 //! Roost's own inference engine: imports ONNX, compiles the graph, plans its memory, and runs it.
 //!
-//! The promise is **one result**: the same bits on every instruction set, for any batch and any number of threads. The
-//! kernels give it (`roost-kernels`); this crate keeps it by deciding nothing from a shape that would change a bit.
+//! The promise is **one result**: the same bits on every instruction set, for any batch and any number of
+//! threads. The kernels give it (`roost-kernels`); this crate keeps it by deciding nothing from a shape that
+//! would change a bit.
 //!
 //! In reading order:
 //! - [`onnx`]: the format, versions of operators, and the translation to canonical operators.

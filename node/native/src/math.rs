@@ -1,7 +1,7 @@
 //! Functions of one number, the same bits on every machine.
 //!
-//! `exp`, `tanh`, `erf` and what is made of them come from the kernels' one FMA sequence. The rest is computed in
-//! double precision by `libm` (pure Rust, so no machine's C library decides) and rounded once.
+//! `exp`, `tanh`, `erf` and what is made of them come from the kernels' one FMA sequence. The rest is
+//! computed in double precision by `libm` (pure Rust, so no machine's C library decides) and rounded once.
 
 use roost_kernels::{Kernels, Unary};
 

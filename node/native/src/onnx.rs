@@ -2,6 +2,7 @@
 
 pub mod attributes;
 pub mod external;
+pub mod glance;
 pub mod import;
 pub mod nodes;
 pub mod proto;

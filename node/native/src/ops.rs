@@ -1,7 +1,7 @@
 //! The operators: what the engine computes, whatever opset a model is of.
 //!
-//! The importer turns every (domain, operator, version) into one [`Op`]; nothing after it knows opsets. [`infer`] gives
-//! output shapes, [`lower`] the kernel for these shapes. Each family has a file.
+//! The importer turns every (domain, operator, version) into one [`Op`]; nothing after it knows opsets.
+//! [`infer`] gives output shapes, [`lower`] the kernel for these shapes. Each family has a file.
 
 pub mod conv;
 pub mod convert;
@@ -31,6 +31,7 @@ use std::sync::Arc;
 
 use crate::error::OpError;
 use crate::graph::ir::Graph;
+use crate::tensor::form::Packing;
 use crate::tensor::{DType, Tensor};
 use fact::{Facts, Out};
 use kernel::Lowered;
@@ -324,7 +325,8 @@ impl Op {
 /// The outputs of `op` for these inputs.
 ///
 /// # Errors
-/// [`OpError`] where the inputs do not fit, or [`OpError::Dynamic`] where shapes depend on data that is not known.
+/// [`OpError`] where the inputs do not fit, or [`OpError::Dynamic`] where shapes depend on data that is not
+/// known.
 pub fn infer(op: &Op, ins: Facts<'_>) -> Result<Vec<Out>, OpError> {
     for fact in ins.0.iter().flatten() {
         if fact.shape.len() > fact::RANK_MAX {
@@ -405,16 +407,18 @@ pub fn infer(op: &Op, ins: Facts<'_>) -> Result<Vec<Out>, OpError> {
 
 /// What kernels are chosen for. Results do not depend on it.
 #[derive(Debug, Clone, Copy)]
-pub struct Target {
+pub struct Target<'a> {
     /// The kernels of an instruction set.
     pub kernels: &'static Kernels,
+    /// What weights count against that are laid out for them.
+    pub packing: &'a Arc<Packing>,
 }
 
 /// The kernel of `op` for these inputs and the outputs that [`infer`] gave.
 ///
 /// # Errors
 /// [`OpError`] where there is no kernel for these types.
-pub fn lower(op: &Op, ins: Facts<'_>, outs: &[Out], target: Target) -> Result<Lowered, OpError> {
+pub fn lower(op: &Op, ins: Facts<'_>, outs: &[Out], target: Target<'_>) -> Result<Lowered, OpError> {
     let out = &outs[0];
     match op {
         Op::Unary(unary) => elementwise::lower_unary(*unary, ins, target),
@@ -502,8 +506,8 @@ pub fn lower(op: &Op, ins: Facts<'_>, outs: &[Out], target: Target) -> Result<Lo
     }
 }
 
-/// The kernel of an operator that can write its rows apart, `stride` elements from one to the next; `None` for operators
-/// that cannot.
+/// The kernel of an operator that can write its rows apart, `stride` elements from one to the next; `None`
+/// for operators that cannot.
 ///
 /// # Errors
 /// As [`lower`].
@@ -511,7 +515,7 @@ pub fn lower_strided(
     op: &Op,
     ins: Facts<'_>,
     stride: usize,
-    target: Target,
+    target: Target<'_>,
 ) -> Result<Option<Lowered>, OpError> {
     match op {
         Op::ConvImage(conv) => image::lower_conv(ins, conv, Some(stride), target).map(Some),

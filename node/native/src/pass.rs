@@ -1,5 +1,6 @@
-//! Passes over the graph. Those of [`compile`] need no shapes and run once; those of [`bound`] run for each tuple of
-//! input shapes. None may decide, from a dimension that batches change, anything that changes a result's bits.
+//! Passes over the graph. Those of [`compile`] need no shapes and run once; those of [`bound`] run for each
+//! tuple of input shapes. None may decide, from a dimension that batches change, anything that changes a
+//! result's bits.
 
 pub mod batch;
 pub mod dce;
@@ -16,7 +17,7 @@ use crate::onnx::import::Limits;
 use crate::ops::Target;
 
 /// The passes that need no shapes.
-pub fn compile(graph: &mut Graph, limits: Limits, target: Target) {
+pub fn compile(graph: &mut Graph, limits: Limits, target: Target<'_>) {
     simplify::identities(graph);
     check_pass(graph, "identities");
     dce::unused(graph);

@@ -1,7 +1,8 @@
 //! A compiled model: the graph after the passes that need no shapes, and the plans made of it so far.
 //!
-//! A program is shared by the sessions of a process: plans are made once, and weights are packed once. Sessions that do not
-//! run hold no memory for results: a run takes an arena of the program and gives it back.
+//! A program is shared by the sessions of a process: plans are made once, and weights are packed once.
+//! Sessions that do not run hold no memory for results: a run takes an arena of the program and gives it
+//! back.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -11,22 +12,24 @@ use roost_kernels::{Isa, IsaError, Kernels};
 
 use crate::error::{ImportError, OpError, RunError};
 use crate::graph::ir::{Dim, Graph, Port};
-use crate::onnx::import::{Limits, Model};
+use crate::onnx::import::{Limits, Model, PACKED_TIMES};
 use crate::ops::Target;
 use crate::ops::fact::Out;
 use crate::pass;
 use crate::plan::bind::bind;
 use crate::plan::condense::{condense, hold_forms};
+use crate::plan::pack::Packing;
 use crate::plan::schedule::{Plan, schedule};
-use crate::tensor::{ALIGN_BYTES, AlignedBuf};
+use crate::tensor::{ALIGN_BYTES, AlignedBuf, NoMemory};
 
-/// Tuples of input shapes whose plans a program keeps; the one that was not run for the longest goes. Sessions hold none
-/// but while they run, so this is all there is.
+/// Tuples of input shapes whose plans a program keeps; the one that was not run for the longest goes.
+/// Sessions hold none but while they run, so this is all there is.
 ///
-/// A tuple has one plan, or two where its batch is cut into parts of two sizes: a program keeps 32 plans at most. A plan
-/// takes some hundred bytes a step (4 to 20 KB for the digits models), and constants that it computed from the shapes: of
-/// [`Limits::folded_bytes_max`] over all plans, or fewer plans are kept. Weights, packed or not, are shared between plans;
-/// a plan adds a packed form only where its kernels read another layout.
+/// A tuple has one plan, or two where its batch is cut into parts of two sizes: a program keeps 32 plans at
+/// most. A plan takes some hundred bytes a step (4 to 20 KB for the digits models), and constants that it
+/// computed from the shapes: of [`Limits::folded_bytes_max`] over all plans, or fewer plans are kept.
+/// Weights, packed or not, are shared between plans; a plan adds a packed form only where its kernels read
+/// another layout.
 pub const SHAPES_MAX: usize = 16;
 
 /// Arenas kept per program for the next run. As many are in use as sessions run at once, about one per core.
@@ -62,7 +65,8 @@ pub enum Bucket {
 
 /// A batch whose rows do not meet, cut into parts that caches hold.
 pub struct Parts {
-    /// The parts in the order of their rows: larger ones, and where the batch does not divide evenly, some of a row less.
+    /// The parts in the order of their rows: larger ones, and where the batch does not divide evenly, some of
+    /// a row less.
     pub sizes: Vec<PartSize>,
     /// Rows of the whole batch.
     pub rows: usize,
@@ -125,8 +129,10 @@ pub struct Program {
     graph: Mutex<Arc<Graph>>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
-    target: Target,
+    kernels: &'static Kernels,
     limits: Limits,
+    /// What its weights take in the layouts of kernels.
+    packing: Arc<Packing>,
     /// Found when it is asked for first.
     batch_variant: OnceLock<Option<String>>,
     /// Those that were asked for last stand last.
@@ -138,30 +144,41 @@ pub struct Program {
 }
 
 impl Program {
-    /// Compiles a model. Where the declared shapes are all fixed, its plan is made too.
+    /// Compiles a model. Where all ranks are declared, a plan is made too: for the declared shapes, with one
+    /// for every free dimension.
     ///
     /// # Errors
-    /// [`CompileError::Isa`] for an instruction set beyond the machine; [`CompileError::Import`] where an operator has no
-    /// kernel for its types.
+    /// [`CompileError::Isa`] for an instruction set beyond the machine; [`CompileError::Import`] where an
+    /// operator has no kernel for its types.
     pub fn compile(model: Model, options: Options) -> Result<Arc<Self>, CompileError> {
         let kernels = match options.isa {
             Some(isa) => Kernels::of(isa)?,
             None => Kernels::best(),
         };
-        let target = Target { kernels };
-        let Model { mut graph, inputs, outputs, limits, .. } = model;
-        pass::compile(&mut graph, limits, target);
+        let Model { mut graph, inputs, outputs, limits, file_bytes, .. } = model;
+        let packing = Packing::new(limits.packed_bytes_max.saturating_add(file_bytes * PACKED_TIMES));
+        pass::compile(&mut graph, limits, Target { kernels, packing: &packing });
         let batch_variant = OnceLock::new();
         let (buckets, planning) = (Mutex::new(Vec::new()), Mutex::new(()));
         let (graph, arenas) = (Mutex::new(Arc::new(graph)), Mutex::new(Vec::with_capacity(ARENAS_KEPT)));
-        let program =
-            Self { graph, inputs, outputs, target, limits, batch_variant, buckets, planning, arenas };
+        let program = Self {
+            graph,
+            inputs,
+            outputs,
+            kernels,
+            limits,
+            packing,
+            batch_variant,
+            buckets,
+            planning,
+            arenas,
+        };
         program.probe()?;
         Ok(Arc::new(program))
     }
 
-    /// Plans for the declared shapes, with one for every free dimension, to learn now what has no kernel. Shapes that do
-    /// not fit each other are no error: nobody said that one is a size that the model takes.
+    /// Plans for the declared shapes, with one for every free dimension, to learn now what has no kernel.
+    /// Shapes that do not fit each other are no error: nobody said that one is a size that the model takes.
     fn probe(&self) -> Result<(), ImportError> {
         let size = |dim: &Dim| match dim {
             Dim::Const(size) => *size,
@@ -196,9 +213,9 @@ impl Program {
         Arc::clone(&self.graph.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The kernels that it runs on.
-    pub fn target(&self) -> Target {
-        self.target
+    /// The kernels that it runs on, and what it may lay out for them.
+    pub fn target(&self) -> Target<'_> {
+        Target { kernels: self.kernels, packing: &self.packing }
     }
 
     /// The limits that it runs under.
@@ -206,8 +223,8 @@ impl Program {
         self.limits
     }
 
-    /// Why a row's result may depend on the rows beside it, if it may. A model whose first dimensions are all fixed has no
-    /// batch.
+    /// Why a row's result may depend on the rows beside it, if it may. A model whose first dimensions are all
+    /// fixed has no batch.
     pub fn batch_variant(&self) -> Option<&str> {
         self.batch_variant.get_or_init(|| self.mixed_rows()).as_deref()
     }
@@ -240,7 +257,7 @@ impl Program {
                 let dims = self.inputs.iter().map(|port| port.dims.iter().flatten().enumerate());
                 let shapes = dims.map(|dims| dims.map(|dim| size(dim, count)).collect::<Vec<_>>());
                 let outs = self.inputs.iter().zip(shapes).map(|(port, shape)| Out::new(port.dtype, shape));
-                bind(&self.graph(), &outs.collect::<Vec<_>>(), self.limits, self.target)
+                bind(&self.graph(), &outs.collect::<Vec<_>>(), self.limits, self.target())
             };
             match (bound(2), bound(3)) {
                 (Ok(two), Ok(three)) => return pass::batch::variant(&two, &three),
@@ -255,12 +272,14 @@ impl Program {
 
     /// What serves these input shapes: the bucket that is kept, or a new one.
     ///
-    /// New ones are made one at a time, so that sessions that meet a shape at once plan and pack it once. Who finds a
-    /// bucket that is kept does not wait for that.
+    /// New ones are made one at a time, so that sessions that meet a shape at once plan and pack it once. Who
+    /// finds a bucket that is kept does not wait for that.
     ///
     /// # Errors
-    /// [`RunError::Op`] where shapes do not fit the graph, [`RunError::Arena`].
+    /// [`RunError::InputCount`] for other than a shape for each input; [`RunError::Op`] where shapes do not
+    /// fit the graph, [`RunError::Arena`].
     pub fn bucket(&self, shapes: &[Vec<usize>]) -> Result<Arc<Bucket>, RunError> {
+        self.check_count(shapes)?;
         if let Some(known) = self.known(shapes) {
             return Ok(known);
         }
@@ -278,6 +297,11 @@ impl Program {
         }
         buckets.push(Kept { shapes: shapes.to_vec(), bucket: Arc::clone(&bucket) });
         Ok(bucket)
+    }
+
+    fn check_count(&self, shapes: &[Vec<usize>]) -> Result<(), RunError> {
+        let (expected, found) = (self.inputs.len(), shapes.len());
+        if expected == found { Ok(()) } else { Err(RunError::InputCount { expected, found }) }
     }
 
     /// Runs something as if a plan were being made meanwhile.
@@ -334,16 +358,19 @@ impl Program {
     }
 
     /// Memory of at least so many bytes for a run, with anything in it.
-    pub(crate) fn take_arena(&self, bytes: usize) -> AlignedBuf {
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub(crate) fn take_arena(&self, bytes: usize) -> Result<AlignedBuf, NoMemory> {
         let mut arenas = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
-        // The smallest that fits. Where none does, the smallest of all is replaced, so that no more are kept than runs were under
-        // way at once.
+        // The smallest that fits. Where none does, the smallest of all is replaced, so that no more are kept
+        // than runs were under way at once.
         let sizes = || arenas.iter().map(|arena| arena.len()).enumerate();
         let fitting = sizes().filter(|(_, len)| *len >= bytes).min_by_key(|(_, len)| *len);
         let at = fitting.or_else(|| sizes().min_by_key(|(_, len)| *len)).map(|(at, _)| at);
         let taken = at.map(|at| arenas.swap_remove(at));
         drop(arenas);
-        taken.filter(|arena| arena.len() >= bytes).unwrap_or_else(|| AlignedBuf::zeroed(bytes))
+        taken.filter(|arena| arena.len() >= bytes).map_or_else(|| AlignedBuf::try_zeroed(bytes), Ok)
     }
 
     /// Gives memory back after a run.
@@ -354,10 +381,11 @@ impl Program {
         }
     }
 
-    /// The plan for these shapes; and, where its rows are worth taking apart, how many a part should have at most.
+    /// The plan for these shapes; and, where its rows are worth taking apart, how many a part should have at
+    /// most.
     fn plan(&self, shapes: &[Vec<usize>]) -> Result<(Plan, Option<usize>), RunError> {
         let bound = self.bound(shapes)?;
-        let plan = schedule(&bound, self.target, self.limits)?;
+        let plan = schedule(&bound, self.target(), self.limits)?;
         let rows = shapes.first().and_then(|shape| shape.first()).copied().unwrap_or(1);
         let free = |port: &Port| matches!(port.dims.as_deref(), Some([Dim::Sym(_), ..]));
         let constants = bound.values.iter().filter(|value| value.constant.is_some());
@@ -410,7 +438,7 @@ impl Program {
                 let part = bound.values[id.index()].out.as_ref();
                 part.is_some_and(|part| part.dtype == out.dtype && part.shape[1..] == out.shape[1..])
             });
-        fits.then(|| schedule(&bound, self.target, self.limits).ok()).flatten()
+        fits.then(|| schedule(&bound, self.target(), self.limits).ok()).flatten()
     }
 
     /// The graph bound to these shapes, after all passes.
@@ -418,9 +446,10 @@ impl Program {
     /// # Errors
     /// As [`Program::bucket`].
     pub fn bound(&self, shapes: &[Vec<usize>]) -> Result<Graph, RunError> {
+        self.check_count(shapes)?;
         let inputs: Vec<Out> =
             self.inputs.iter().zip(shapes).map(|(port, shape)| Out::new(port.dtype, shape.clone())).collect();
-        let mut bound = bind(&self.graph(), &inputs, self.limits, self.target)?;
+        let mut bound = bind(&self.graph(), &inputs, self.limits, self.target())?;
         pass::bound(&mut bound);
         Ok(bound)
     }

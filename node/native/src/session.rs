@@ -1,7 +1,7 @@
 //! Sessions: run a program, one batch at a time, in an arena that the program lends.
 //!
-//! Invariant: running shapes that were run before allocates nothing, unless more sessions run at once than ever did, or more
-//! than [`SHAPES_MAX`](crate::program::SHAPES_MAX) other shapes came in between.
+//! Invariant: running shapes that were run before allocates nothing, unless more sessions run at once than
+//! ever did, or more than [`SHAPES_MAX`](crate::program::SHAPES_MAX) other shapes came in between.
 
 use std::sync::{Arc, Weak};
 
@@ -11,7 +11,7 @@ use crate::exec::io::{Ins, Io, OUTS_MAX, Rows, RunInputs, aligned, carve};
 use crate::graph::ir::Dim;
 use crate::plan::schedule::{OutputAt, Plan};
 use crate::program::{Bucket, Program};
-use crate::tensor::{AlignedBuf, DType, Tensor, bytes_of};
+use crate::tensor::{AlignedBuf, DType, NoMemory, Tensor, bytes_of};
 
 /// An input of a run, borrowed.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +60,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session. While it does not run, it holds the names of the plans that it ran, and copies of unaligned inputs.
+    /// A session. While it does not run, it holds the names of the plans that it ran, and copies of unaligned
+    /// inputs.
     pub fn new(program: Arc<Program>) -> Self {
         let copies = program.inputs().iter().map(|_| AlignedBuf::default()).collect();
         Self { program, ready: Vec::new(), arena_bytes: 0, copies }
@@ -76,7 +77,8 @@ impl Session {
         self.arena_bytes
     }
 
-    /// Runs a batch. `inputs` are in the order of the model; outputs go to `sink`; `cancelled` is asked between nodes.
+    /// Runs a batch. `inputs` are in the order of the model; outputs go to `sink`; `cancelled` is asked
+    /// between nodes.
     ///
     /// # Errors
     /// [`RunError`]; after any error the session can run again.
@@ -105,7 +107,8 @@ impl Session {
         let bytes = match &*bucket {
             Bucket::Dynamic => {
                 let done = self.interpret(inputs, sink, cancelled);
-                // Also after a run that failed, or took a branch for the first time: what it packed is held from now on.
+                // Also after a run that failed, or took a branch for the first time: what it packed is held
+                // from now on.
                 self.program.condense(None);
                 return done;
             }
@@ -114,7 +117,7 @@ impl Session {
         };
         self.arena_bytes = self.arena_bytes.max(bytes);
         let program = Arc::clone(&self.program);
-        let mut arena = program.take_arena(bytes);
+        let mut arena = program.take_arena(bytes)?;
         let done = self.execute(&bucket, arena.bytes_mut(), inputs, sink, cancelled);
         program.give_arena(arena);
         done
@@ -167,7 +170,7 @@ impl Session {
         let bucket = self.program.bucket(&shapes)?;
         for (copy, input) in self.copies.iter_mut().zip(inputs) {
             if input.bytes.len() > copy.len() && !aligned(input.bytes) {
-                *copy = AlignedBuf::zeroed(input.bytes.len());
+                *copy = AlignedBuf::try_zeroed(input.bytes.len())?;
             }
         }
         // What the program let go has gone here too.
@@ -187,7 +190,7 @@ impl Session {
         let Self { program, copies, .. } = self;
         for (copy, input) in copies.iter_mut().zip(inputs).filter(|(_, input)| !aligned(input.bytes)) {
             if copy.len() < input.bytes.len() {
-                *copy = AlignedBuf::zeroed(input.bytes.len());
+                *copy = AlignedBuf::try_zeroed(input.bytes.len())?;
             }
             copy.bytes_mut()[..input.bytes.len()].copy_from_slice(input.bytes);
         }
@@ -233,8 +236,12 @@ impl Session {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<(), RunError> {
         let program = &self.program;
-        let tensors =
-            inputs.iter().map(|input| Tensor::of_dtype(input.dtype, input.shape, input.bytes)).collect();
+        let tensor = |input: &Input<'_>| {
+            let copy = AlignedBuf::try_copied(input.bytes)?;
+            let tensor = Tensor::from_buf(input.dtype, input.shape.to_vec(), copy);
+            Ok(tensor.expect("the bytes were found to be as many as the shape says"))
+        };
+        let tensors = inputs.iter().map(tensor).collect::<Result<_, NoMemory>>()?;
         let bytes_max = program.limits().arena_bytes_max;
         let context = interpret::Context { bytes_max, cancelled, target: program.target() };
         let outputs = interpret::graph(&program.graph(), tensors, context)?;

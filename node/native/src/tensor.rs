@@ -1,8 +1,9 @@
-//! Tensors at rest: element types, 64-byte aligned memory, and constants that may still lie in the model's file, or no
-//! longer anywhere but in the form that a kernel reads (see [`form`]).
+//! Tensors at rest: element types, 64-byte aligned memory, and constants that may still lie in the model's
+//! file, or no longer anywhere but in the form that a kernel reads (see [`form`]).
 //!
-//! Invariant: a [`Tensor`] holds exactly `shape.product() * dtype.bytes()` bytes. Half-precision tensors exist at the
-//! model's edge only: import turns `f16` and `bf16` constants into `f32`, and graph inputs and outputs are converted.
+//! Invariant: a [`Tensor`] holds exactly `shape.product() * dtype.bytes()` bytes. Half-precision tensors
+//! exist at the model's edge only: import turns `f16` and `bf16` constants into `f32`, and graph inputs and
+//! outputs are converted.
 
 pub mod form;
 
@@ -145,29 +146,61 @@ elem!(f32 => F32, f64 => F64, i8 => I8, i16 => I16, i32 => I32, i64 => I64, u8 =
 /// Alignment of buffers: a cache line, and the widest vector register.
 pub const ALIGN_BYTES: usize = 64;
 
+/// The system has no memory for so many bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("there is no memory for {bytes} bytes")]
+pub struct NoMemory {
+    /// What was asked for.
+    pub bytes: usize,
+}
+
 /// Zeroed memory whose first byte is 64-byte aligned.
 #[derive(Debug, Default)]
 pub struct AlignedBuf {
-    words: Vec<u128>,
+    words: Box<[u128]>,
     start: usize,
     len: usize,
 }
 
 impl AlignedBuf {
-    /// `len` zero bytes.
-    pub fn zeroed(len: usize) -> Self {
+    /// `len` zero bytes. They come from the system as zeros, so that large memory is touched when it is first
+    /// written: a reservation that is then filled would write it twice.
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub fn try_zeroed(len: usize) -> Result<Self, NoMemory> {
         let word = size_of::<u128>();
         let spare = ALIGN_BYTES / word;
-        let words = vec![0_u128; len.div_ceil(word) + spare];
+        let words = bytemuck::allocation::try_zeroed_slice_box::<u128>(len.div_ceil(word) + spare);
+        let words = words.map_err(|()| NoMemory { bytes: len })?;
         let start = (words.as_ptr() as usize).next_multiple_of(ALIGN_BYTES) - words.as_ptr() as usize;
-        Self { words, start, len }
+        Ok(Self { words, start, len })
     }
 
     /// A copy of `bytes`.
-    pub fn copied(bytes: &[u8]) -> Self {
-        let mut buf = Self::zeroed(bytes.len());
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub fn try_copied(bytes: &[u8]) -> Result<Self, NoMemory> {
+        let mut buf = Self::try_zeroed(bytes.len())?;
         buf.bytes_mut().copy_from_slice(bytes);
-        buf
+        Ok(buf)
+    }
+
+    /// As [`AlignedBuf::try_zeroed`], for what is as large as something that is in memory already.
+    ///
+    /// # Panics
+    /// Where the system has no memory.
+    pub fn zeroed(len: usize) -> Self {
+        Self::try_zeroed(len).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`AlignedBuf::try_copied`].
+    ///
+    /// # Panics
+    /// Where the system has no memory.
+    pub fn copied(bytes: &[u8]) -> Self {
+        Self::try_copied(bytes).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// The memory.
@@ -361,7 +394,8 @@ impl Tensor {
         Arc::ptr_eq(&self.forms, &other.forms)
     }
 
-    /// The same tensor, kept in a form that a kernel reads alone; `None` where it is so already or has no such form.
+    /// The same tensor, kept in a form that a kernel reads alone; `None` where it is so already or has no
+    /// such form.
     pub fn condensed(&self) -> Option<Self> {
         if matches!(self.data, Data::Packed(_)) {
             return None;
@@ -406,6 +440,14 @@ mod tests {
             let buf = AlignedBuf::copied(&bytes);
             assert_eq!(buf.bytes().as_ptr() as usize % ALIGN_BYTES, 0);
             assert_eq!(buf.bytes(), bytes);
+        }
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_an_error() {
+        // More than an address can reach, than a slice may have, and than counts in words.
+        for bytes in [1 << 56, isize::MAX as usize, usize::MAX] {
+            assert_eq!(AlignedBuf::try_zeroed(bytes).err(), Some(NoMemory { bytes }));
         }
     }
 

@@ -1,5 +1,5 @@
-//! A run of shapes that were run before allocates nothing; weights are in memory once, and a further session costs little.
-//! Alone in its process and in one test, since it counts every allocation.
+//! A run of shapes that were run before allocates nothing; weights are in memory once, and a further session
+//! costs little. Alone in its process and in one test, since it counts every allocation.
 #![allow(unsafe_code, reason = "an allocator that counts is unsafe by its trait")]
 
 #[path = "../benches/speed/networks.rs"]
@@ -222,8 +222,8 @@ fn a_shape_seen_before_allocates_nothing(name: &str, files: &Files, inputs: &[Te
     assert!(sink.0 > 0);
 }
 
-/// Three times as many shapes as a program keeps plans for, again and again: what is held stays as it was after the first
-/// time.
+/// Three times as many shapes as a program keeps plans for, again and again: what is held stays as it was
+/// after the first time.
 fn plans_are_bounded(name: &str, files: &Files) {
     const PLAN_BYTES_MAX: usize = 64 << 10;
     let program = program(files);
@@ -288,7 +288,8 @@ fn weights_are_in_memory_once(name: &str, file: bytes::Bytes, inputs: &[Tensor],
             scope.spawn(move || {
                 for _ in 0..3 {
                     let asked = Cell::new(false);
-                    // Asked before the first step, when a run has its arena: none goes on before the other is there.
+                    // Asked before the first step, when a run has its arena: none goes on before the other is
+                    // there.
                     let cancelled = || {
                         if !asked.replace(true) {
                             inside.wait();

@@ -1,8 +1,10 @@
-//! The bits of the digits models' answers, pinned: the same on every instruction set and architecture, and from one
-//! release to the next. In a test of its own, so that it can be built for another processor with little else.
+//! The bits of the digits models' answers, pinned: the same on every instruction set and architecture, and
+//! from one release to the next. In a test of its own, so that it can be built for another processor with
+//! little else.
 //!
-//! A change of a kernel's order or polynomial changes them. Then all nodes of a cluster must change together: say so in
-//! the release notes, and write the new ones by `UPDATE_EXPECT=1 cargo test -p roost-native --test golden`.
+//! A change of a kernel's order or polynomial changes them. Then all nodes of a cluster must change together:
+//! say so in the release notes, and write the new ones by `UPDATE_EXPECT=1 cargo test -p roost-native --test
+//! golden`.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

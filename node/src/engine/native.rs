@@ -1,7 +1,8 @@
 //! Roost's own engine. It needs no library, and gives the same bits on every machine, for any batch.
 //!
-//! Weights are borrowed from the bundle's bytes, until they are packed. Sessions of one bundle share what was compiled of it: a further one
-//! costs its arena. A session runs on the one thread that calls it, and asks between nodes whether it was cancelled.
+//! Weights are borrowed from the bundle's bytes, until they are packed. Sessions of one bundle share what was
+//! compiled of it: a further one costs its arena. A session runs on the one thread that calls it, and asks
+//! between nodes whether it was cancelled.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -27,8 +28,11 @@ pub struct Native {
     options: Options,
     limits: Limits,
     /// What sessions that live run, by their bundles' digests.
-    compiled: Mutex<BTreeMap<Digest, Weak<Program>>>,
+    compiled: Mutex<BTreeMap<Digest, Arc<Compiled>>>,
 }
+
+/// What was compiled of a bundle, as long as sessions run it. Locked while it is compiled.
+type Compiled = Mutex<Weak<Program>>;
 
 impl Native {
     /// The engine on the machine's fastest kernels.
@@ -36,28 +40,44 @@ impl Native {
         Self::default()
     }
 
-    /// The engine on the kernels of an instruction set. One that the machine lacks is refused when a model is loaded.
+    /// The engine on the kernels of an instruction set. One that the machine lacks is refused when a model is
+    /// loaded.
     pub fn on(isa: Isa) -> Self {
         Self { options: Options { isa: Some(isa) }, ..Self::default() }
     }
 
-    /// The compiled model of a bundle: that of sessions which live, or a new one. The lock is held meanwhile, so that
-    /// executors that load one bundle at the same time compile it once. The bundle's bytes are not kept: a program holds what
-    /// it reads of them.
+    /// The compiled model of a bundle: that of sessions which live, or a new one. Executors that load one
+    /// bundle at the same time compile it once; those that load others do not wait for it. The bundle's bytes
+    /// are not kept: a program holds what it reads of them.
     fn compiled(&self, bundle: &Bundle) -> Result<Arc<Program>, EngineError> {
-        let mut known = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, program| program.strong_count() > 0);
-        let same = bundle.digest.and_then(|digest| known.get(&digest));
-        if let Some(program) = same.and_then(Weak::upgrade) {
+        let Some(digest) = bundle.digest else { return self.compile(bundle) };
+        let compiled = self.of(digest);
+        let mut known = compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(program) = known.upgrade() {
             return Ok(program);
         }
+        let program = self.compile(bundle)?;
+        *known = Arc::downgrade(&program);
+        Ok(program)
+    }
+
+    /// The place of what is compiled of the bundle with this digest.
+    fn of(&self, digest: Digest) -> Arc<Compiled> {
+        let mut known = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever compiles, or waits for it, holds the place beside the map.
+        known.retain(|_, compiled| match Arc::get_mut(compiled) {
+            Some(alone) => alone.get_mut().unwrap_or_else(PoisonError::into_inner).strong_count() > 0,
+            None => true,
+        });
+        Arc::clone(known.entry(digest).or_default())
+    }
+
+    fn compile(&self, bundle: &Bundle) -> Result<Arc<Program>, EngineError> {
         let model = Model::import(&bundle.files, self.limits).map_err(import_error)?;
-        let program = Program::compile(model, self.options).map_err(|error| match error {
+        Program::compile(model, self.options).map_err(|error| match error {
             CompileError::Isa(error) => EngineError::Unsupported(error.to_string()),
             CompileError::Import(error) => import_error(error),
-        })?;
-        known.extend(bundle.digest.map(|digest| (digest, Arc::downgrade(&program))));
-        Ok(program)
+        })
     }
 }
 
@@ -78,8 +98,8 @@ impl Engine for Native {
     }
 }
 
-/// What a failure to import says of the model. Another engine may take what this one refuses; what is no model at all is
-/// none to any.
+/// What a failure to import says of the model. Another engine may take what this one refuses; what is no
+/// model at all is none to any.
 fn import_error(error: ImportError) -> EngineError {
     match error {
         ImportError::NotAModel(reason) => EngineError::NotAModel(reason),
@@ -146,7 +166,8 @@ impl Session for NativeSession {
             | RunError::InputShape { .. }
             | RunError::InputBytes { .. }
             | RunError::Op { .. }
-            | RunError::Arena { .. }) => EngineError::Run(error.to_string()),
+            | RunError::Arena { .. }
+            | RunError::Memory(_)) => EngineError::Run(error.to_string()),
         })?;
         if let Some(wrong) = gathered.wrong {
             return Err(EngineError::Run(wrong));
@@ -234,5 +255,47 @@ mod tests {
         for dtype in DType::ALL {
             assert_eq!(to_native(dtype).map(from_native), (dtype != DType::String).then_some(dtype));
         }
+    }
+
+    fn digits(version: &str, digest: u8) -> Bundle {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/models/digits");
+        let model = std::fs::read(format!("{root}/{version}/model.onnx")).unwrap();
+        let files = BTreeMap::from([("model.onnx".to_owned(), Bytes::from(model))]);
+        Bundle { files, manifest: Arc::default(), digest: Some(Digest([digest; 32])) }
+    }
+
+    #[test]
+    fn a_bundle_that_is_being_compiled_blocks_no_other() {
+        let engine = Native::new();
+        let (slow, other) = (digits("v1", 1), digits("v2", 2));
+        let place = engine.of(slow.digest.unwrap());
+        let compiling = place.lock().unwrap();
+        let session = engine.load(&other).unwrap();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| engine.load(&slow).map(|_| ()));
+            engine.load(&other).unwrap();
+            assert!(!waits.is_finished());
+            drop(compiling);
+            waits.join().unwrap().unwrap();
+        });
+        drop(place);
+        // What is no longer run is forgotten, when the next is loaded.
+        engine.load(&other).unwrap();
+        let digests = || engine.compiled.lock().unwrap().keys().copied().collect::<Vec<_>>();
+        assert_eq!(digests(), [other.digest.unwrap()]);
+        drop(session);
+        engine.load(&slow).unwrap();
+        assert_eq!(digests(), [slow.digest.unwrap()]);
+    }
+
+    #[test]
+    fn sessions_of_a_bundle_share_what_is_compiled() {
+        let engine = Native::new();
+        let bundle = digits("v2", 2);
+        let first = engine.compiled(&bundle).unwrap();
+        std::thread::scope(|scope| {
+            let loads: Vec<_> = (0..4).map(|_| scope.spawn(|| engine.compiled(&bundle).unwrap())).collect();
+            assert!(loads.into_iter().all(|load| Arc::ptr_eq(&load.join().unwrap(), &first)));
+        });
     }
 }

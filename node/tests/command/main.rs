@@ -1,11 +1,18 @@
-//! `roost-node run`, `inspect` and `conformance` as a user meets them: processes, what they print, how they exit.
+//! `roost-node run`, `inspect` and `conformance` as a user meets them: processes, what they print, how they
+//! exit.
 #![cfg(feature = "native")]
 #![expect(clippy::unwrap_used, reason = "what the tests share is test code too")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use prost::Message as _;
 use roost_kernels::Isa;
+use roost_native::DType;
+use roost_native::onnx::proto::{
+    DimProto, DimValue, GraphProto, ModelProto, NodeProto, OperatorSetId, ShapeProto, StringEntryProto,
+    TensorProto, TensorTypeProto, TypeProto, ValueInfoProto,
+};
 use serde_json::Value;
 
 fn repository() -> &'static Path {
@@ -46,6 +53,37 @@ fn fails(arguments: &[&str], code: i32) -> String {
     let said = String::from_utf8_lossy(&stderr).into_owned();
     assert_eq!(status.code(), Some(code), "{arguments:?}: {said}");
     said
+}
+
+/// A value of floats, of these dimensions or none that are declared.
+fn floats(name: &str, dims: Option<&[i64]>) -> ValueInfoProto {
+    let dim = |size: &i64| DimProto { value: Some(DimValue::Value(*size)) };
+    let shape = dims.map(|dims| ShapeProto { dim: dims.iter().map(dim).collect() });
+    let tensor_type = Some(TensorTypeProto { elem_type: DType::F32.onnx(), shape });
+    ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type }) }
+}
+
+fn operator(op: &str, inputs: &[&str], output: &str) -> NodeProto {
+    let input = inputs.iter().map(|name| (*name).to_owned()).collect();
+    NodeProto { op_type: op.into(), input, output: vec![output.into()], ..NodeProto::default() }
+}
+
+/// Writes a model.
+fn write(path: &Path, graph: GraphProto) {
+    let opset_import = vec![OperatorSetId { domain: String::new(), version: 17 }];
+    let model = ModelProto { ir_version: 8, opset_import, graph: Some(graph) };
+    std::fs::write(path, model.encode_to_vec()).unwrap();
+}
+
+/// A file of test data.
+fn write_data(path: &Path, values: &[f32]) {
+    let tensor = TensorProto {
+        dims: vec![values.len() as i64],
+        data_type: DType::F32.onnx(),
+        float_data: values.to_vec(),
+        ..TensorProto::default()
+    };
+    std::fs::write(path, tensor.encode_to_vec()).unwrap();
 }
 
 #[test]
@@ -111,7 +149,9 @@ fn kernels_beyond_the_machine_are_refused() {
 #[test]
 fn what_cannot_be_run_says_why() {
     let said = fails(&["run", "/nowhere/model"], 1);
-    assert!(said.contains("cannot list /nowhere") || said.contains("cannot read /nowhere"), "{said}");
+    assert!(said.contains("/nowhere/model: No such file"), "{said}");
+    let said = fails(&["run", text(repository())], 1);
+    assert!(said.contains("has no model.onnx; give a folder that has one"), "{said}");
     let trees = model("digits_rf_trees");
     let said = fails(&["run", text(&trees), "--engine", "native"], 1);
     assert!(said.contains("TreeEnsembleClassifier"), "{said}");
@@ -128,6 +168,8 @@ fn auto_falls_back_to_onnx_runtime_and_says_why() {
     let trees = json(&["inspect", text(&model("digits_rf_trees"))], 0);
     assert_eq!(trees["engine"], "onnxruntime");
     assert!(trees["not_native"].as_str().unwrap().contains("TreeEnsembleClassifier"), "{trees:#}");
+    // Which are named all the same.
+    assert_eq!(trees["operators"]["ai.onnx.ml::TreeEnsembleClassifier"], 1, "{trees:#}");
 }
 
 #[test]
@@ -150,6 +192,95 @@ fn inspection_shows_what_a_model_is_made_of_and_draws_its_plan() {
     let Output { stdout, .. } = node(&["inspect", text(&model("digits_vit_int8_dynamic"))]);
     let said = String::from_utf8_lossy(&stdout).into_owned();
     assert!(said.contains("rows of a batch depend on each other: ") && said.contains("KERNEL"), "{said}");
+}
+
+/// An input without a rank, which is an output too.
+#[test]
+fn a_model_that_declares_no_rank_has_no_plan() {
+    let temporary = tempfile::tempdir().unwrap();
+    let file = temporary.path().join("passes.onnx");
+    let graph = GraphProto {
+        input: vec![floats("x", None)],
+        output: vec![floats("x", None)],
+        ..GraphProto::default()
+    };
+    write(&file, graph);
+    let report = json(&["inspect", text(&file)], 0);
+    assert_eq!((&report["inputs"][0]["shape"], &report["plan"]), (&"[...]".into(), &Value::Null));
+    assert_eq!(report["not_planned"], "input x declares no rank", "{report:#}");
+    let said = fails(&["run", text(&file)], 1);
+    assert!(said.contains("give --data: input x declares no rank"), "{said}");
+}
+
+/// Weights in a folder of the bundle, beside a file that nobody may read.
+#[test]
+fn only_files_that_the_model_names_are_read() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path().join("bundle");
+    std::fs::create_dir_all(folder.join("weights")).unwrap();
+    let stored: Vec<u8> = [1.0_f32, 2.0, 3.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+    std::fs::write(folder.join("weights/w.bin"), &stored).unwrap();
+    std::fs::write(temporary.path().join("outside.bin"), &stored).unwrap();
+    let beside = folder.join("beside");
+    std::fs::write(&beside, "somebody else's").unwrap();
+    let nobody = std::os::unix::fs::PermissionsExt::from_mode(0o000);
+    std::fs::set_permissions(&beside, nobody).unwrap();
+    let model = |location: &str| {
+        let entry = StringEntryProto { key: "location".into(), value: location.into() };
+        let weights = TensorProto {
+            name: "w".into(),
+            dims: vec![3],
+            data_type: DType::F32.onnx(),
+            data_location: 1,
+            external_data: vec![entry],
+            ..TensorProto::default()
+        };
+        GraphProto {
+            node: vec![operator("Add", &["x", "w"], "y")],
+            input: vec![floats("x", Some(&[3]))],
+            output: vec![floats("y", Some(&[3]))],
+            initializer: vec![weights],
+            ..GraphProto::default()
+        }
+    };
+    let data = temporary.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    write_data(&data.join("input_0.pb"), &[10.0, 20.0, 30.0]);
+    write_data(&data.join("output_0.pb"), &[11.0, 22.0, 33.0]);
+    let file = folder.join("model.onnx");
+    for location in ["weights/w.bin", "./weights/w.bin"] {
+        write(&file, model(location));
+        for given in [&folder, &file] {
+            json(&["run", text(given), "--data", text(&data), "--engine", "native"], 0);
+            json(&["inspect", text(given), "--engine", "native"], 0);
+        }
+    }
+    write(&file, model("../outside.bin"));
+    let said = fails(&["run", text(&folder), "--engine", "native"], 1);
+    assert!(said.contains("../outside.bin leaves the bundle"), "{said}");
+    write(&file, model("weights/v.bin"));
+    let said = fails(&["run", text(&folder), "--engine", "native"], 1);
+    assert!(said.contains("the bundle has no file weights/v.bin"), "{said}");
+}
+
+#[test]
+fn an_output_that_the_data_does_not_have_is_no_match() {
+    let temporary = tempfile::tempdir().unwrap();
+    let file = temporary.path().join("model.onnx");
+    let graph = GraphProto {
+        node: vec![operator("Relu", &["x"], "y"), operator("Neg", &["x"], "z")],
+        input: vec![floats("x", Some(&[2]))],
+        output: vec![floats("y", Some(&[2])), floats("z", Some(&[2]))],
+        ..GraphProto::default()
+    };
+    write(&file, graph);
+    write_data(&temporary.path().join("input_0.pb"), &[1.0, -2.0]);
+    write_data(&temporary.path().join("output_0.pb"), &[1.0, 0.0]);
+    let arguments = ["run", text(&file), "--data", text(temporary.path())];
+    let run = json(&arguments, 1);
+    assert_eq!(run["data"]["mismatches"], serde_json::json!(["z: the data has no such output"]));
+    write_data(&temporary.path().join("output_1.pb"), &[-1.0, 2.0]);
+    json(&arguments, 0);
 }
 
 /// A folder of two backend tests, one of which expects something else.
@@ -186,10 +317,15 @@ fn conformance_counts_what_passes_and_says_why_the_rest_does_not() {
         assert!(report["failed"] == 1 && reason.contains("test_data_set_0"), "{report:#}");
     }
     let list = temporary.path().join("list");
-    for listed in ["node/right\n", "[\"node/right\"]"] {
+    for listed in ["node/right\n", "[\"node/right\"]", "node/right\nnode/right\n"] {
         std::fs::write(&list, listed).unwrap();
         let report = json(&["conformance", folder, "--list", text(&list)], 0);
         assert_eq!((&report["passed"], &report["failed"]), (&1.into(), &0.into()));
+    }
+    for listed in ["", "\n", "[]"] {
+        std::fs::write(&list, listed).unwrap();
+        let said = fails(&["conformance", folder, "--list", text(&list)], 1);
+        assert!(said.contains("there is no test to run"), "{said}");
     }
     let said = fails(&["conformance", text(&model("digits_data").join("nothing"))], 1);
     assert!(said.contains("nothing"), "{said}");

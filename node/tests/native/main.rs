@@ -1,6 +1,7 @@
 //! Roost's own engine as a node sees it: real models through the trait that all engines implement.
 //!
-//! A test whose model is missing fails and says what to do. What the engine computes is tested in its own crate.
+//! A test whose model is missing fails and says what to do. What the engine computes is tested in its own
+//! crate.
 #![cfg(feature = "native")]
 #![expect(clippy::unwrap_used, reason = "what the tests share is test code too")]
 

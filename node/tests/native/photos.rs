@@ -1,4 +1,5 @@
-//! SqueezeNet names five photos, whatever its numbers are: f32, half precision, 8 bits in both of ONNX's forms.
+//! SqueezeNet names five photos, whatever its numbers are: f32, half precision, 8 bits in both of ONNX's
+//! forms.
 
 use image::imageops::FilterType;
 use roost_protocol::{DType, Shape, Tensor};

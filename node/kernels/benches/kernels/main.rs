@@ -1,8 +1,8 @@
-//! How close kernels come to this machine's peaks. Run `cargo bench -p roost-kernels [-- FILTER]`, FILTER being
-//! one of gemm, conv, qgemm, qconv, fusion, rows. Without a filter it writes `RESULTS.md`.
+//! How close kernels come to this machine's peaks. Run `cargo bench -p roost-kernels [-- FILTER]`, FILTER
+//! being one of gemm, conv, qgemm, qconv, fusion, rows. Without a filter it writes `RESULTS.md`.
 //!
-//! Peaks are measured in the same run, by loops of independent products in registers. A figure is the first decile
-//! of many short runs, and comes with its share of the peak.
+//! Peaks are measured in the same run, by loops of independent products in registers. A figure is the first
+//! decile of many short runs, and comes with its share of the peak.
 
 mod peaks;
 mod report;
@@ -48,9 +48,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     if filter.is_none() { report.write() } else { Ok(()) }
 }
 
-/// The first decile of the runs of a quarter second, in seconds of processor time. Other processes slow runs down
-/// through the caches and the core's other thread, so the middle says more about them; the very least may be a
-/// clock's slip.
+/// The first decile of the runs of a quarter second, in seconds of processor time. Other processes slow runs
+/// down through the caches and the core's other thread, so the middle says more about them; the very least
+/// may be a clock's slip.
 #[expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 fn typical(mut run: impl FnMut()) -> f64 {
     let start = Instant::now();
@@ -90,7 +90,8 @@ fn processor_seconds() -> f64 {
     START.get_or_init(Instant::now).elapsed().as_secs_f64()
 }
 
-/// Numbers from a multiple of 64 bytes on, so that a figure does not depend on where an allocator puts things.
+/// Numbers from a multiple of 64 bytes on, so that a figure does not depend on where an allocator puts
+/// things.
 struct Aligned<T> {
     numbers: Vec<T>,
     start: usize,
@@ -277,7 +278,8 @@ fn qconv(kernels: &'static Kernels, report: &mut Report) {
 }
 
 /// A pointwise convolution of bytes with its requantisation in the tile, against the same product followed by
-/// passes of dequantisation, ReLU and quantisation over all of it.
+/// passes of dequantisation, ReLU and quantisation over all of it. Tiles store bytes from registers; sums,
+/// which the passes read, go through memory first, also where vectors are whole: a part of the ratio is that.
 fn fusion(kernels: &'static Kernels, report: &mut Report) {
     let (m, k, n) = (56 * 56, 64, 64);
     let gemm = kernels.qgemm(k, n, Sign::Unsigned);

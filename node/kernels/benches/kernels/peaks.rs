@@ -2,8 +2,8 @@
 
 use roost_kernels::Isa;
 
-/// GFLOP/s in f32 and GOP/s in 8 bits, of the instructions that the kernels of this set multiply with; NaN where they
-/// are not measured.
+/// GFLOP/s in f32 and GOP/s in 8 bits, of the instructions that the kernels of this set multiply with; NaN
+/// where they are not measured.
 pub fn measure(isa: Isa) -> (f64, f64) {
     match isa {
         #[cfg(target_arch = "x86_64")]
@@ -81,8 +81,8 @@ mod x86 {
         black_box(sums);
     }
 
-    // Pairs multiply what is summed: a product of what stays the same would be taken out of the loop. A product of what
-    // a further addition changes in each round was measured too, and is slower.
+    // Pairs multiply what is summed: a product of what stays the same would be taken out of the loop. A
+    // product of what a further addition changes in each round was measured too, and is slower.
 
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn pairs512() {

@@ -1,7 +1,7 @@
 //! NEON: 4 lanes of f32 and i32.
 //!
-//! There are no masked accesses: parts go through a small array. Maxima and minima are compare and select, since
-//! `fmax` treats NaN and signed zeros unlike x86.
+//! There are no masked accesses: parts go through a small array. Maxima and minima are compare and select,
+//! since `fmax` treats NaN and signed zeros unlike x86.
 
 #[allow(clippy::wildcard_imports, reason = "intrinsics, by the dozen")]
 use std::arch::aarch64::*;

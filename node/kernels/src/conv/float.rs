@@ -12,7 +12,8 @@ use crate::table::Kernels;
 /// The images that a convolution reads.
 #[derive(Debug, Clone, Copy)]
 pub enum ConvInput<'a> {
-    /// `[images, height, width, channels]`; a pixel's channels lie together, pixels are `pixel` elements apart.
+    /// `[images, height, width, channels]`; a pixel's channels lie together, pixels are `pixel` elements
+    /// apart.
     Nhwc {
         /// The elements.
         data: &'a [f32],
@@ -64,8 +65,8 @@ impl Conv {
         &self.shape
     }
 
-    /// Rows (pixels) and columns (filters) of the tile that most of it runs on; `None` for a depthwise convolution, which has
-    /// no tiles.
+    /// Rows (pixels) and columns (filters) of the tile that most of it runs on; `None` for a depthwise
+    /// convolution, which has no tiles.
     pub fn tile(&self, images: usize) -> Option<[usize; 2]> {
         if images == 0 || self.shape.filters == 0 {
             return None;
@@ -84,7 +85,8 @@ impl Conv {
         (!self.shape.is_depthwise()).then_some([rows, tiles.lanes << w])
     }
 
-    /// Whether even the longest lines of images are short, and most tiles have a row for each of so many images.
+    /// Whether even the longest lines of images are short, and most tiles have a row for each of so many
+    /// images.
     fn short(&self, images: usize) -> bool {
         let longest = self.shape.longest_line(self.output);
         let square = Span { first: 0, end: longest, low: 0, high: 0 };
@@ -456,8 +458,8 @@ impl Job<'_> {
         let most = tiles.rows(w).min(tiles.rows(1));
         for (first, count) in cut(line.count, line.count.div_ceil(most)) {
             let row = to + first * step_out;
-            // SAFETY: pixel `first` of the line exists in input and output, as the caller says. With no tap the
-            // input is not read, and its pointer is only computed.
+            // SAFETY: pixel `first` of the line exists in input and output, as the caller says. With no tap
+            // the input is not read, and its pointer is only computed.
             unsafe {
                 args.a =
                     self.data.as_ptr().wrapping_add(from + first * step_in + channel * self.strides.channel);

@@ -49,8 +49,8 @@ impl QConv {
         self.output
     }
 
-    /// Rows (pixels) and columns (filters) of the tile that most of it runs on; `None` for a depthwise convolution, which has
-    /// no tiles.
+    /// Rows (pixels) and columns (filters) of the tile that most of it runs on; `None` for a depthwise
+    /// convolution, which has no tiles.
     pub fn tile(&self, images: usize) -> Option<[usize; 2]> {
         if images == 0 || self.shape.filters == 0 {
             return None;
@@ -171,7 +171,8 @@ impl QConv {
         }
     }
 
-    /// Convolves. Row r of `input` is pixel r, `[images · height · width, channels]`; row r of `out` likewise.
+    /// Convolves. Row r of `input` is pixel r, `[images · height · width, channels]`; row r of `out`
+    /// likewise.
     ///
     /// A depth that is no multiple of 4 goes faster where pixels are apart by the next multiple.
     ///
@@ -319,8 +320,8 @@ impl Job<'_> {
     /// All filters of a region.
     ///
     /// # Safety
-    /// The slices hold what the shape, the images and the strides say; the lines' outputs see the taps of `y` and
-    /// `x`.
+    /// The slices hold what the shape, the images and the strides say; the lines' outputs see the taps of `y`
+    /// and `x`.
     unsafe fn region(
         &self,
         image: usize,
@@ -335,7 +336,8 @@ impl Job<'_> {
         let (depth, per_group) = (shape.channels / shape.groups, shape.filters / shape.groups);
         let padded = self.conv.padded_depth();
         let taps = [y.low, x.low];
-        // Whole groups are read where the bytes after a pixel's channels exist and belong to nobody else's tap.
+        // Whole groups are read where the bytes after a pixel's channels exist and belong to nobody else's
+        // tap.
         let len = if self.gaps && shape.groups == 1 && self.input.stride >= padded { padded } else { depth };
         let merge = shape.x.dilation == 1 && len == padded && self.input.stride == padded;
         let longest = region.clone().map(|line| line.count).max().unwrap_or(1);

@@ -126,8 +126,8 @@ impl Pool {
                 out_step: step_out * stride,
                 divisor: divisor as f32,
             };
-            // SAFETY: the slices were checked above, `out` is borrowed mutably, and the line's taps lie within the
-            // image.
+            // SAFETY: the slices were checked above, `out` is borrowed mutably, and the line's taps lie
+            // within the image.
             unsafe { kernel(&args) }
         });
     }

@@ -102,8 +102,8 @@ impl Window {
     /// One past the last output that sees the same taps as this one, if outputs had no end.
     fn same_until(&self, output: usize) -> usize {
         let start = output * self.stride;
-        // Both ends of the taps fall, never rise, along the outputs: an end of `taps` falls where what lies before it in the
-        // image, which loses a stride each output, is no more than `taps - 1` dilations.
+        // Both ends of the taps fall, never rise, along the outputs: an end of `taps` falls where what lies
+        // before it in the image, which loses a stride each output, is no more than `taps - 1` dilations.
         let falls = |reach: usize| {
             let taps = reach.saturating_sub(start).div_ceil(self.dilation).min(self.kernel);
             let less = taps.checked_sub(1)? * self.dilation;
@@ -112,7 +112,8 @@ impl Window {
         [falls(self.before), falls(self.size + self.before)].into_iter().flatten().min().unwrap_or(usize::MAX)
     }
 
-    /// Spans of outputs with the same taps, in order: at most two for each tap and one, however many outputs there are.
+    /// Spans of outputs with the same taps, in order: at most two for each tap and one, however many outputs
+    /// there are.
     pub(crate) fn spans(self, outputs: Range<usize>) -> impl Iterator<Item = Span> {
         let Range { start: mut first, end: outputs } = outputs;
         std::iter::from_fn(move || {
@@ -206,8 +207,8 @@ impl ConvShape {
     }
 }
 
-/// Images and rows of the output that all weights pass over before the next are taken, so that they stay in L2:
-/// some rows of a large image, or several small images.
+/// Images and rows of the output that all weights pass over before the next are taken, so that they stay in
+/// L2: some rows of a large image, or several small images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chunk {
     pub(crate) images: Range<usize>,
@@ -262,17 +263,18 @@ pub(crate) struct Line {
     pub(crate) along: Along,
 }
 
-/// Whether lines of a region run along the images of a chunk: where it is so small that each tile would read all weights
-/// for a few outputs.
+/// Whether lines of a region run along the images of a chunk: where it is so small that each tile would read
+/// all weights for a few outputs.
 pub(crate) fn across(y: Span, x: Span, images: usize) -> bool {
-    // Tiles of six rows keep multipliers busy, and images are often a multiple of 4 KiB apart, which caches like less.
+    // Tiles of six rows keep multipliers busy, and images are often a multiple of 4 KiB apart, which caches
+    // like less.
     const LONG: usize = 6;
     let longest = y.len().max(x.len());
     longest < LONG && images > longest
 }
 
-/// The lines of a region, whose lines run along its longer side, so that a border one pixel wide still fills tiles; or,
-/// with [`across`], along so many images.
+/// The lines of a region, whose lines run along its longer side, so that a border one pixel wide still fills
+/// tiles; or, with [`across`], along so many images.
 pub(crate) fn lines(y: Span, x: Span, images: Option<usize>) -> impl Iterator<Item = Line> + Clone {
     let down = y.len() > x.len();
     let count = match images {

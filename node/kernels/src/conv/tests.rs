@@ -48,7 +48,8 @@ fn is_cheap(shape: &ConvShape) -> bool {
     products < sized(usize::MAX, usize::MAX, 5_000)
 }
 
-/// Visits the taps of each output that lie within the image: `(row, group's first channel, tap, input pixel)`.
+/// Visits the taps of each output that lie within the image: `(row, group's first channel, tap, input
+/// pixel)`.
 fn visit(shape: &ConvShape, images: usize, mut each: impl FnMut(usize, usize, usize)) {
     let [height, width] = shape.output().expect("a shape");
     for image in 0..images {

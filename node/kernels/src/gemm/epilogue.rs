@@ -37,8 +37,8 @@ impl Activation {
 /// `activation(sum + bias + residual)`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Epilogue<'a> {
-    /// Whether sums go on from what the output holds, instead of from 0. For products only; a convolution starts
-    /// anew.
+    /// Whether sums go on from what the output holds, instead of from 0. For products only; a convolution
+    /// starts anew.
     pub accumulate: bool,
     /// `[columns]`, added to each row.
     pub bias: Option<&'a [f32]>,

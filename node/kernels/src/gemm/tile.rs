@@ -1,8 +1,8 @@
 //! The tile of f32 products: a few rows of A against a few vectors of B's columns, held in registers.
 //!
-//! Invariant (the order rule): each element of the result is one chain of fused multiply-adds, k ascending, that
-//! starts from 0 or from C; the bias comes after. K is never split over lanes. So neither the tile's size nor the
-//! instruction set shows in the bits. GEMM and every convolution run on this one function.
+//! Invariant (the order rule): each element of the result is one chain of fused multiply-adds, k ascending,
+//! that starts from 0 or from C; the bias comes after. K is never split over lanes. So neither the tile's
+//! size nor the instruction set shows in the bits. GEMM and every convolution run on this one function.
 
 use crate::simd::Vector;
 
@@ -10,9 +10,9 @@ use crate::simd::Vector;
 ///
 /// # Safety
 /// The instruction set of its table is there, and for all rows r below the kernel's count, all columns below
-/// `cols`, and all k that the loops visit: `a + r·a_row + k` may be read; B's panels may be read in full; `c +
-/// r·c_row + column` may be written (and read, with `from_c`); `bias` and `residual` may be read where they are
-/// not null.
+/// `cols`, and all k that the loops visit: `a + r·a_row + k` may be read; B's panels may be read in full;
+/// `c + r·c_row + column` may be written (and read, with `from_c`); `bias` and `residual` may be read where
+/// they are not null.
 pub(crate) type TileFn = unsafe fn(&TileArgs);
 
 /// What a tile works on. Strides are in elements.
@@ -24,8 +24,8 @@ pub(crate) struct TileArgs {
     pub(crate) a_row: usize,
     /// From a k to the next, within a run.
     pub(crate) a_k: usize,
-    /// The runs of k: `outer × inner` of them, of `taps.len` each. A GEMM has one; a convolution has a run for
-    /// each tap (or row of taps) that lies within the image.
+    /// The runs of k: `outer × inner` of them, of `taps.len` each. A GEMM has one; a convolution has a run
+    /// for each tap (or row of taps) that lies within the image.
     pub(crate) taps: Taps,
     /// First element of the first panel of B.
     pub(crate) b: *const f32,
@@ -90,8 +90,8 @@ impl Taps {
 pub(crate) struct Tiles {
     /// Lanes of a vector. A panel of packed B has two vectors, or one where the last columns fit one.
     pub(crate) lanes: usize,
-    /// At `[w][r - 1]` the tile of r rows and 2^w vectors. Entries of one w go up to the most rows that registers
-    /// hold.
+    /// At `[w][r - 1]` the tile of r rows and 2^w vectors. Entries of one w go up to the most rows that
+    /// registers hold.
     pub(crate) by_width: [&'static [TileFn]; 5],
 }
 
@@ -106,8 +106,8 @@ impl Tiles {
         self.by_width[w].len()
     }
 
-    /// The widest w whose tiles take `rows` at once, at least `least`. There are tiles of that width, also where there are no
-    /// rows.
+    /// The widest w whose tiles take `rows` at once, at least `least`. There are tiles of that width, also
+    /// where there are no rows.
     pub(crate) fn widest(&self, rows: usize, least: usize) -> usize {
         (least..self.by_width.len()).rev().find(|w| self.rows(*w) >= rows.max(1)).unwrap_or(least)
     }
@@ -135,8 +135,8 @@ pub(crate) unsafe fn tile<V: Vector, const MR: usize, const NV: usize>(t: &TileA
     }
 }
 
-/// The chains of products. Sums come and go by value: an array that is also reached through a reference elsewhere
-/// would live in memory instead of registers, at less than half the speed.
+/// The chains of products. Sums come and go by value: an array that is also reached through a reference
+/// elsewhere would live in memory instead of registers, at less than half the speed.
 ///
 /// # Safety
 /// As [`TileFn`].
@@ -175,8 +175,8 @@ unsafe fn products<V: Vector, const MR: usize, const NV: usize>(
     acc
 }
 
-/// Bias, residual, bounds, and the store. By value and by plain indices, as in [`products`]: where k is small, sums that
-/// went through memory here would take a third of the time.
+/// Bias, residual, bounds, and the store. By value and by plain indices, as in [`products`]: where k is
+/// small, sums that went through memory here would take a third of the time.
 ///
 /// # Safety
 /// As [`TileFn`].

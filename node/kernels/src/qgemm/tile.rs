@@ -1,9 +1,9 @@
 //! The tile of 8-bit products: rows of A against vectors of columns of B, sums in i32.
 //!
 //! Integer sums are exact modulo 2^32, so their order is free; what follows (scale, bounds, rounding) is one
-//! sequence of rounded operations per element. B is signed. A is taken with the sign that the hardware multiplies;
-//! what has the other sign is shifted by 128 as it is read, and the shift is taken out by the offsets that start
-//! each column.
+//! sequence of rounded operations per element. B is signed. A is taken with the sign that the hardware
+//! multiplies; what has the other sign is shifted by 128 as it is read, and the shift is taken out by the
+//! offsets that start each column.
 
 use crate::gemm::tile::Taps;
 use crate::simd::{ByteRange, Dot, IntVector, Simd, Vector};
@@ -110,8 +110,8 @@ pub(crate) unsafe fn qtile<S: Simd, const MR: usize, const NV: usize>(t: &QTileA
         {
             return whole_bytes::<S, MR, NV>(t, acc);
         }
-        // Rarer ends loop over sums in memory. Unless they get a copy that the compiler does not see through, it keeps that
-        // memory for all ends, and writes to it before the products.
+        // Rarer ends loop over sums in memory. Unless they get a copy that the compiler does not see through,
+        // it keeps that memory for all ends, and writes to it before the products.
         let mut late = std::hint::black_box(acc);
         finish::<S, MR, NV>(t, &mut late);
     }
@@ -154,7 +154,8 @@ unsafe fn products<S: Simd, const MR: usize, const NV: usize>(
                     b = b.add(per_panel * vector);
                 }
                 if rest > 0 {
-                    // Read first: a short loop over sums is what the compiler unrolls, and so keeps in registers.
+                    // Read first: a short loop over sums is what the compiler unrolls, and so keeps in
+                    // registers.
                     let mut xs = [S::D::load_a_part(a, rest, t.flip); MR];
                     for r in 1..MR {
                         xs[r] = S::D::load_a_part(a.add(r * t.a_row), rest, t.flip);
@@ -195,8 +196,8 @@ unsafe fn starts<S: Simd, const NV: usize>(t: &QTileArgs) -> [S::I; NV] {
     }
 }
 
-/// Requantises whole vectors, with nothing to add: the common case, without a branch, in registers. Where depth is
-/// small this is a third of a convolution's time.
+/// Requantises whole vectors, with nothing to add: the common case, without a branch, in registers. Where
+/// depth is small this is a third of a convolution's time.
 ///
 /// # Safety
 /// As [`QTileFn`]; results are bytes, without row terms, and all columns are there.

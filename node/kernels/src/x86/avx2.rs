@@ -31,7 +31,8 @@ static FIRST: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 
 /// The mask of the first `min(n, 8)` lanes.
 #[inline(always)]
 unsafe fn first(n: usize) -> __m256i {
-    // SAFETY: the window starts at 0..=8 and has 8 elements, within the 16 of FIRST; AVX as the caller has it.
+    // SAFETY: the window starts at 0..=8 and has 8 elements, within the 16 of FIRST; AVX as the caller has
+    // it.
     unsafe { _mm256_loadu_si256(FIRST.as_ptr().add(8 - n.min(8)).cast()) }
 }
 
@@ -52,7 +53,8 @@ impl Vector for Y {
 
     #[inline(always)]
     unsafe fn load_part(p: *const f32, n: usize, fill: Self) -> Self {
-        // SAFETY: 8 values are read where n allows as many; otherwise a masked load touches the first n alone.
+        // SAFETY: 8 values are read where n allows as many; otherwise a masked load touches the first n
+        // alone.
         unsafe {
             if n >= 8 {
                 return Self::load(p);
@@ -70,7 +72,8 @@ impl Vector for Y {
 
     #[inline(always)]
     unsafe fn store_part(self, p: *mut f32, n: usize) {
-        // SAFETY: 8 values are written where n allows as many; otherwise a masked store touches the first n alone.
+        // SAFETY: 8 values are written where n allows as many; otherwise a masked store touches the first n
+        // alone.
         unsafe {
             // Masked stores are slow on some processors, so the common case goes without.
             if n >= 8 { self.store(p) } else { _mm256_maskstore_ps(p, first(n), self.0) }
@@ -239,7 +242,8 @@ impl IntVector for Yi {
 
     #[inline(always)]
     unsafe fn store_part(self, p: *mut i32, n: usize) {
-        // SAFETY: 8 values are written where n allows as many; otherwise a masked store touches the first n alone.
+        // SAFETY: 8 values are written where n allows as many; otherwise a masked store touches the first n
+        // alone.
         unsafe {
             if n >= 8 {
                 _mm256_storeu_si256(p.cast(), self.0);
@@ -318,9 +322,9 @@ impl IntVector for Yi {
 
     #[inline(always)]
     unsafe fn store_rounded(values: [Y; 2], to: &ByteRange, p: *mut u8) {
-        // SAFETY: the caller lets 16 bytes be written. Values above the range are bounded first; those below it,
-        // and NaN, become the least i32 or a number below the range, and the bounds in i16 catch them: each
-        // narrowing saturates.
+        // SAFETY: the caller lets 16 bytes be written. Values above the range are bounded first; those below
+        // it, and NaN, become the least i32 or a number below the range, and the bounds in i16 catch them:
+        // each narrowing saturates.
         unsafe {
             let high = _mm256_set1_ps(to.high as f32);
             let a = _mm256_cvtps_epi32(_mm256_min_ps(high, values[0].0));

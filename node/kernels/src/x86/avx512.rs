@@ -246,7 +246,8 @@ impl IntVector for Zi {
 
     #[inline(always)]
     unsafe fn store_low_bytes(self, p: *mut u8, n: usize) {
-        // SAFETY: 16 bytes are written where n allows as many; otherwise a masked store touches the first n alone.
+        // SAFETY: 16 bytes are written where n allows as many; otherwise a masked store touches the first n
+        // alone.
         unsafe {
             let low = _mm512_cvtepi32_epi8(self.0);
             // Masked byte stores are slow on some processors, so the common case goes without.
@@ -296,9 +297,9 @@ impl IntVector for Zi {
 
     #[inline(always)]
     unsafe fn store_rounded(values: [Z; 2], to: &ByteRange, p: *mut u8) {
-        // SAFETY: the caller lets 32 bytes be written. Values above the range are bounded first; those below it,
-        // and NaN, become the least i32 or a number below the range, and the bounds in i16 catch them: each
-        // narrowing saturates.
+        // SAFETY: the caller lets 32 bytes be written. Values above the range are bounded first; those below
+        // it, and NaN, become the least i32 or a number below the range, and the bounds in i16 catch them:
+        // each narrowing saturates.
         unsafe {
             let high = _mm512_set1_ps(to.high as f32);
             let a = _mm512_cvtps_epi32(_mm512_min_ps(high, values[0].0));
@@ -359,8 +360,8 @@ impl Dot for Vnni {
 
     #[inline(always)]
     unsafe fn load_a_part(p: *const u8, n: usize, flip: u8) -> __m512i {
-        // Byte by byte: a copy of so many bytes would be a call, and around a call no sum stays in a register.
-        // SAFETY: the caller lets n bytes be read, at most 3.
+        // Byte by byte: a copy of so many bytes would be a call, and around a call no sum stays in a
+        // register. SAFETY: the caller lets n bytes be read, at most 3.
         unsafe {
             let byte = |i: usize| if i < n { p.add(i).read() } else { 0 };
             let four = i32::from_le_bytes([byte(0), byte(1), byte(2), 0]);

@@ -11,8 +11,8 @@ use std::arch::x86_64::{
 /// As [`crate::lookup::LookupFn`], with AVX-512 F, BW and VBMI.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub(crate) unsafe fn lookup(table: &[u8; 256], x: *const u8, y: *mut u8, n: usize) {
-    // SAFETY: the table has four vectors; 64 bytes are read and written where n allows as many, else the first that are
-    // left, under a mask.
+    // SAFETY: the table has four vectors; 64 bytes are read and written where n allows as many, else the
+    // first that are left, under a mask.
     unsafe {
         let part = |i: usize| _mm512_loadu_si512(table.as_ptr().add(64 * i).cast());
         let [a, b, c, d] = [part(0), part(1), part(2), part(3)];

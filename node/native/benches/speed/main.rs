@@ -1,12 +1,14 @@
-//! Speed against ONNX Runtime: one thread each, in turns, five rounds, median of the rounds' ratios. Time is the process's
-//! processor time: on a machine that does other things too, the clock on the wall counts those in long runs.
+//! Speed against ONNX Runtime: one thread each, in turns, five rounds, median of the rounds' ratios. Time is
+//! the process's processor time: on a machine that does other things too, the clock on the wall counts those
+//! in long runs.
 //!
-//! `ROOST_BENCH_ORT` names the libraries to compare with, separated by colons; each runs in a process of its own, since a
-//! process can load one. The faster one counts. Writes `RESULTS.md` beside this file; `limits.md`, which says what limits
-//! the rows that fall short, goes below the table.
+//! `ROOST_BENCH_ORT` names the libraries to compare with, separated by colons; each runs in a process of its
+//! own, since a process can load one. The faster one counts. Writes `RESULTS.md` beside this file;
+//! `limits.md`, which says what limits the rows that fall short, goes below the table.
 //!
-//! `cargo bench -p roost-native --bench speed -- steps` prints where the time of each row goes instead, and `-- start` how
-//! long a model takes from its file to the first answer. `ROOST_BENCH_ROWS` keeps the rows whose name contains it.
+//! `cargo bench -p roost-native --bench speed -- steps` prints where the time of each row goes instead, and
+//! `-- start` how long a model takes from its file to the first answer. `ROOST_BENCH_ROWS` keeps the rows
+//! whose name contains it.
 
 mod clock;
 mod models;

@@ -1,8 +1,10 @@
-//! ResNet-50 and MobileNetV2 with random weights from a seed: the real graphs, for speed and memory, without a download.
+//! ResNet-50 and MobileNetV2 with random weights from a seed: the real graphs, for speed and memory, without
+//! a download.
 //!
-//! He et al., "Deep Residual Learning for Image Recognition" (2015), table 1, with the stride in the 3 × 3 convolution as
-//! exporters write it; Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018), table 2. Batch
-//! normalisation is left in the graph for ResNet-50, and folded, as PyTorch's exporter does, for MobileNetV2.
+//! He et al., "Deep Residual Learning for Image Recognition" (2015), table 1, with the stride in the 3 × 3
+//! convolution as exporters write it; Sandler et al., "MobileNetV2: Inverted Residuals and Linear
+//! Bottlenecks" (2018), table 2. Batch normalisation is left in the graph for ResNet-50, and folded, as
+//! PyTorch's exporter does, for MobileNetV2.
 
 use bytes::Bytes;
 use prost::Message;
@@ -131,8 +133,8 @@ impl Net {
         output
     }
 
-    /// The weights of a convolution, as large as keeps the numbers in range (He et al., 2015, "Delving Deep into
-    /// Rectifiers").
+    /// The weights of a convolution, as large as keeps the numbers in range (He et al., 2015, "Delving Deep
+    /// into Rectifiers").
     fn filters(&mut self, [channels, filters, kernel]: [usize; 3], groups: usize) -> String {
         let inputs = channels / groups;
         let spread = (6.0 / (inputs * kernel * kernel) as f32).sqrt();

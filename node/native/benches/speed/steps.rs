@@ -1,4 +1,5 @@
-//! Where a model's time goes: each step of its plan, between the moments at which a run asks whether it was cancelled.
+//! Where a model's time goes: each step of its plan, between the moments at which a run asks whether it was
+//! cancelled.
 
 use std::cell::RefCell;
 

@@ -1,7 +1,7 @@
 //! Runs a graph node by node, each result in memory of its own.
 //!
-//! It serves where no plan can: constant folding, branches of `If`, and graphs in which a shape depends on data. The same
-//! kernels run as in a plan, so results have the same bits.
+//! It serves where no plan can: constant folding, branches of `If`, and graphs in which a shape depends on
+//! data. The same kernels run as in a plan, so results have the same bits.
 
 use crate::error::{OpError, RunError};
 use crate::exec::io::{Ins, Io, OUTS_MAX};
@@ -14,12 +14,13 @@ use crate::tensor::{AlignedBuf, DType, Tensor};
 /// What holds for a whole interpretation.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
-    /// What a run makes takes no more: results that are still read, together, and each kernel's scratch.
+    /// What a run makes takes no more: results that are still read, and a kernel's outputs and scratch, all
+    /// together.
     pub bytes_max: u64,
     /// Asked between nodes.
     pub cancelled: &'a dyn Fn() -> bool,
     /// The kernels.
-    pub target: Target,
+    pub target: Target<'a>,
 }
 
 /// Facts of tensors; those that `pinned` says are constants of the graph.
@@ -32,7 +33,8 @@ fn facts<'a>(inputs: &[Option<&'a Tensor>], pinned: &[bool]) -> Vec<Option<Fact<
     inputs.iter().enumerate().map(fact).collect()
 }
 
-/// The bytes of a tensor as if no dimension were nought: tables are made along each dimension, also of empty tensors.
+/// The bytes of a tensor as if no dimension were nought: tables are made along each dimension, also of empty
+/// tensors.
 pub fn extent(dtype: DType, shape: &[usize]) -> u128 {
     shape.iter().fold(dtype.bytes() as u128, |all, dim| all.saturating_mul((*dim).max(1) as u128))
 }
@@ -77,14 +79,16 @@ pub fn node(
 /// Runs a compiled node into fresh memory.
 ///
 /// # Errors
-/// As the kernel.
+/// [`OpError::TooLarge`] where outputs and scratch take more than the limit together, [`OpError::Memory`];
+/// else as the kernel.
 pub fn run(
     lowered: &Lowered,
     outs: &[Out],
     inputs: &[Option<&Tensor>],
     context: Context<'_>,
 ) -> Result<Vec<Tensor>, OpError> {
-    let (bytes, bytes_max) = (lowered.scratch_bytes as u128, context.bytes_max);
+    let bytes = outs.iter().map(Out::bytes).chain([lowered.scratch_bytes]).map(|bytes| bytes as u128).sum();
+    let bytes_max = context.bytes_max;
     if bytes > u128::from(bytes_max) {
         return Err(OpError::TooLarge { bytes, bytes_max });
     }
@@ -92,8 +96,8 @@ pub fn run(
     let aligned: Vec<Option<Tensor>> = (0..inputs.len()).map(|i| read(i).map(Tensor::aligned)).collect();
     let slices: Vec<&[u8]> =
         aligned.iter().map(|tensor| tensor.as_ref().map_or(&[][..], Tensor::bytes)).collect();
-    let mut buffers: Vec<AlignedBuf> = outs.iter().map(|out| AlignedBuf::zeroed(out.bytes())).collect();
-    buffers.push(AlignedBuf::zeroed(lowered.scratch_bytes));
+    let sizes = outs.iter().map(Out::bytes).chain([lowered.scratch_bytes]);
+    let mut buffers = sizes.map(AlignedBuf::try_zeroed).collect::<Result<Vec<_>, _>>()?;
     assert!(buffers.len() <= OUTS_MAX, "an operator has at most {} outputs", OUTS_MAX - 1);
     let mut slots: [&mut [u8]; OUTS_MAX] = Default::default();
     for (slot, buffer) in slots.iter_mut().zip(&mut buffers) {
@@ -183,4 +187,29 @@ pub fn graph(graph: &Graph, inputs: Vec<Tensor>, context: Context<'_>) -> Result
         value.expect("verified: outputs are made").clone()
     };
     Ok(graph.outputs.iter().map(output).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::pack::Packing;
+
+    #[test]
+    fn outputs_and_scratch_count_together() {
+        let packing = Packing::new(0);
+        let target = Target { kernels: roost_kernels::Kernels::best(), packing: &packing };
+        let (a, b) = (Tensor::of(&[40, 16], &[1.0_f32; 640]), Tensor::of(&[16, 32], &[1.0_f32; 512]));
+        let product = Node { op: Op::MatMul, inputs: Vec::new(), outputs: Vec::new(), name: String::new() };
+        let within = |bytes_max: u64| {
+            let context = Context { bytes_max, cancelled: &|| false, target };
+            node(&product, &[Some(&a), Some(&b)], &[], context)
+        };
+        // The result; B as the kernel reads it is scratch, and larger than nothing.
+        let result = 40 * 32 * 4;
+        let Err(OpError::TooLarge { bytes, .. }) = within(result) else { panic!("no scratch is counted") };
+        assert!(bytes >= u128::from(result) + 16 * 32 * 4, "{bytes}");
+        let enough = u64::try_from(bytes).expect("it is small");
+        assert_eq!(within(enough - 1).err(), Some(OpError::TooLarge { bytes, bytes_max: enough - 1 }));
+        assert_eq!(within(enough).expect("it fits")[0].floats(), [16.0; 40 * 32]);
+    }
 }

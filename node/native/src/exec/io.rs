@@ -1,7 +1,8 @@
 //! What a kernel sees while it runs: its inputs, outputs and scratch as slices.
 //!
-//! Invariant: outputs and scratch overlap nothing else of the step; inputs may overlap each other. The planner computed
-//! the ranges, and [`carve`] cuts the arena along them with `split_at_mut`, so no unsafe code is needed.
+//! Invariant: outputs and scratch overlap nothing else of the step; inputs may overlap each other. The
+//! planner computed the ranges, and [`carve`] cuts the arena along them with `split_at_mut`, so no unsafe
+//! code is needed.
 
 use std::ops::Range;
 
@@ -194,8 +195,8 @@ fn cast<T: AnyBitPattern + bytemuck::NoUninit>(bytes: &[u8]) -> &[T] {
     if bytes.is_empty() { &[] } else { bytemuck::cast_slice(bytes) }
 }
 
-/// Cuts `arena` into the ranges of `outs`, which ascend and do not overlap (empty ranges may stand anywhere), and the
-/// gaps around them.
+/// Cuts `arena` into the ranges of `outs`, which ascend and do not overlap (empty ranges may stand anywhere),
+/// and the gaps around them.
 pub fn carve<'a>(
     arena: &'a mut [u8],
     outs: &[Range<usize>],

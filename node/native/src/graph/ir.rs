@@ -1,7 +1,7 @@
 //! The graph: nodes in topological order over values that are constants, inputs or results.
 //!
-//! Invariant (checked by [`super::verify`]): every input of a node is a constant, a graph input, or the output of an
-//! earlier node; every value has at most one producer.
+//! Invariant (checked by [`super::verify`]): every input of a node is a constant, a graph input, or the
+//! output of an earlier node; every value has at most one producer.
 
 use crate::ops::Op;
 use crate::ops::fact::Out;

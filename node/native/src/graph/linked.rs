@@ -1,5 +1,5 @@
-//! A graph with the maker and the readers of each value, kept up while a pass rewrites nodes, so that asking for them does
-//! not go through all nodes.
+//! A graph with the maker and the readers of each value, kept up while a pass rewrites nodes, so that asking
+//! for them does not go through all nodes.
 
 use std::ops::Deref;
 

@@ -1,10 +1,11 @@
-//! From `TensorProto` to [`Tensor`]: raw data is borrowed, typed fields are converted, external data is looked up in
-//! the bundle and nowhere else. Dimensions are checked before anything is allocated.
+//! From `TensorProto` to [`Tensor`]: raw data is borrowed, typed fields are converted, external data is
+//! looked up in the bundle and nowhere else. Dimensions are checked before anything is allocated.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::glance::inside;
 use super::proto::TensorProto;
 use crate::error::{ImportError, UnsupportedOp};
 use crate::exec::interpret::extent;
@@ -20,8 +21,8 @@ const EMPTY_DIM_MAX: usize = 1 << 20;
 ///
 /// # Errors
 /// [`ImportError::Tensor`] for data that does not fit dimensions or type, [`ImportError::External`] and
-/// [`ImportError::MissingFile`] for external data that is not in the bundle, [`ImportError::Unsupported`] for text and other
-/// element types.
+/// [`ImportError::MissingFile`] for external data that is not in the bundle, [`ImportError::Unsupported`] for
+/// text and other element types.
 pub fn tensor(proto: &TensorProto, files: &Files) -> Result<Tensor, ImportError> {
     let name = || if proto.name.is_empty() { "(unnamed)".to_owned() } else { proto.name.clone() };
     let wrong = |reason: String| ImportError::Tensor { tensor: name(), reason };
@@ -79,9 +80,8 @@ fn external(proto: &TensorProto, files: &Files, bytes: usize) -> Result<Bytes, I
     let wrong = |reason: String| ImportError::External { tensor: proto.name.clone(), reason };
     let entry = |key: &str| proto.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
     let location = entry("location").ok_or_else(|| wrong("no location".into()))?;
-    // A bundle is flat or nested by forward slashes; nothing in it starts at the root or climbs.
     let location = location.strip_prefix("./").unwrap_or(location);
-    if location.starts_with('/') || location.split(['/', '\\']).any(|part| part == "..") {
+    if !inside(location) {
         return Err(wrong(format!("{location} leaves the bundle")));
     }
     let file = files.get(location).ok_or_else(|| ImportError::MissingFile(location.to_owned()))?;

@@ -1,8 +1,8 @@
-//! From a `ModelProto` to a [`Graph`]: names become values, nodes are sorted, every node is translated, and what is not
-//! supported is gathered into one list.
+//! From a `ModelProto` to a [`Graph`]: names become values, nodes are sorted, every node is translated, and
+//! what is not supported is gathered into one list.
 //!
-//! Invariant: any bytes end in a graph that [`verify`] accepts or in an [`ImportError`]; nothing is allocated that the
-//! file does not pay for.
+//! Invariant: any bytes end in a graph that [`verify`] accepts or in an [`ImportError`]; nothing is allocated
+//! that the file does not pay for.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -29,16 +29,31 @@ pub struct Limits {
     pub nodes_max: u64,
     /// Nesting of `If`. Default 8; recursion deepens the stack.
     pub subgraph_depth_max: u64,
-    /// Bytes that constant folding may make, over all plans together; and bytes of the tables of one plan, where they grow
-    /// with its shapes. Default 1 GiB.
+    /// Bytes that constant folding may make, over all plans together; and bytes of the tables of one plan,
+    /// where they grow with its shapes. Default 1 GiB.
     pub folded_bytes_max: u64,
     /// Bytes of one plan's arena, and of one tensor. Default 8 GiB.
     pub arena_bytes_max: u64,
+    /// Bytes that a program's weights may take in the layouts of kernels, beside [`PACKED_TIMES`] those of
+    /// its files. A file of bytes can name weights of any size, and a layout pads columns to whole vectors:
+    /// one column takes as much as 16. Of real models only weights that folding makes come here, which
+    /// `folded_bytes_max` bounds. Default 1 GiB.
+    pub packed_bytes_max: u64,
 }
+
+/// What weights may take in the layouts of kernels, in bytes for a byte of the model's files: those in `i8`
+/// may be computed in `f32`.
+pub const PACKED_TIMES: u64 = 4;
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { nodes_max: 65_536, subgraph_depth_max: 8, folded_bytes_max: 1 << 30, arena_bytes_max: 8 << 30 }
+        Self {
+            nodes_max: 65_536,
+            subgraph_depth_max: 8,
+            folded_bytes_max: 1 << 30,
+            arena_bytes_max: 8 << 30,
+            packed_bytes_max: 1 << 30,
+        }
     }
 }
 
@@ -55,6 +70,8 @@ pub struct Model {
     pub operators: BTreeMap<String, usize>,
     /// The limits that it was imported under.
     pub limits: Limits,
+    /// Bytes of its files.
+    pub file_bytes: u64,
 }
 
 /// The file of a bundle that holds the model.
@@ -75,6 +92,8 @@ impl Model {
     /// # Errors
     /// As [`Model::import`].
     pub fn import_bytes(bytes: Bytes, files: &Files, limits: Limits) -> Result<Self, ImportError> {
+        let beside = files.iter().filter(|(name, _)| *name != MODEL_FILE).map(|(_, file)| file.len() as u64);
+        let file_bytes = bytes.len() as u64 + beside.sum::<u64>();
         let model = ModelProto::decode(bytes).map_err(|error| ImportError::NotAModel(error.to_string()))?;
         let graph = model.graph.as_ref().ok_or_else(|| ImportError::NotAModel("it has no graph".into()))?;
         let opsets = model.opset_import.iter().map(|set| (set.domain.as_str(), set.version));
@@ -96,7 +115,8 @@ impl Model {
             return Err(ImportError::Unsupported(importer.unsupported));
         }
         verify(&importer.graph).map_err(ImportError::Graph)?;
-        Ok(Self { graph: importer.graph, inputs, outputs, operators: importer.operators, limits })
+        let Importer { graph, operators, .. } = importer;
+        Ok(Self { graph, inputs, outputs, operators, limits, file_bytes })
     }
 }
 
@@ -407,7 +427,8 @@ fn cost(node: &NodeProto) -> u64 {
     parts.max(1) as u64
 }
 
-fn full_name(node: &NodeProto) -> String {
+/// An operator's name, with its domain where that is not ONNX's own.
+pub fn full_name(node: &NodeProto) -> String {
     if is_onnx(&node.domain) { node.op_type.clone() } else { format!("{}::{}", node.domain, node.op_type) }
 }
 

@@ -1,7 +1,7 @@
 //! Each operator's translation from its ONNX version to [`Op`].
 //!
-//! Older forms become the newest: attributes that turned into inputs become constant inputs, operators over any number
-//! of inputs become chains of two, splits become one node per part.
+//! Older forms become the newest: attributes that turned into inputs become constant inputs, operators over
+//! any number of inputs become chains of two, splits become one node per part.
 
 use super::attributes::{Attributes, Refusal};
 use super::external;
@@ -411,7 +411,8 @@ fn reduction(name: &str) -> Option<Reduce> {
     })
 }
 
-/// Before opset 7, the second operand starts at `axis` of the first; ones after it make that today's broadcasting.
+/// Before opset 7, the second operand starts at `axis` of the first; ones after it make that today's
+/// broadcasting.
 fn binary_node(cx: &mut Context<'_, '_>, binary: Binary) -> Values {
     let a = cx.attributes();
     if cx.since < 7 && a.flag("broadcast") && a.get("axis").is_some() {

@@ -1,6 +1,6 @@
-//! The part of `onnx.proto3` that inference needs, as prost structs. Byte fields are [`Bytes`], so that decoding a
-//! mapped file copies no weight. Training information and functions are skipped: a node
-//! that calls a function is of an operator that is not known. Sparse and sequence types are decoded only as far as their
+//! The part of `onnx.proto3` that inference needs, as prost structs. Byte fields are [`Bytes`], so that
+//! decoding a mapped file copies no weight. Training information and functions are skipped: a node that calls
+//! a function is of an operator that is not known. Sparse and sequence types are decoded only as far as their
 //! presence must be seen.
 
 use bytes::Bytes;
@@ -8,7 +8,8 @@ use bytes::Bytes;
 /// A model file.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ModelProto {
-    /// Version of the file format. Nothing here asks for it; other engines do, of models that are written to be compared.
+    /// Version of the file format. Nothing here asks for it; other engines do, of models that are written to
+    /// be compared.
     #[prost(int64, tag = "1")]
     pub ir_version: i64,
     /// Operator sets that the model names.
@@ -53,12 +54,18 @@ pub struct GraphProto {
     pub sparse_initializer: Vec<SparseTensorProto>,
 }
 
-/// A sparse constant; only its presence matters.
+/// A sparse constant; only its presence matters to the importer.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SparseTensorProto {
     /// Dimensions.
     #[prost(int64, repeated, tag = "3")]
     pub dims: Vec<i64>,
+    /// What is not nought.
+    #[prost(message, optional, tag = "1")]
+    pub values: Option<TensorProto>,
+    /// Where it is.
+    #[prost(message, optional, tag = "2")]
+    pub indices: Option<TensorProto>,
 }
 
 /// A node.
@@ -117,6 +124,12 @@ pub struct AttributeProto {
     /// Texts.
     #[prost(bytes = "bytes", repeated, tag = "9")]
     pub strings: Vec<Bytes>,
+    /// Tensors. No operator here takes them; their files may be named.
+    #[prost(message, repeated, tag = "10")]
+    pub tensors: Vec<TensorProto>,
+    /// Graphs, as `tensors`.
+    #[prost(message, repeated, tag = "11")]
+    pub graphs: Vec<GraphProto>,
 }
 
 /// An input or output.

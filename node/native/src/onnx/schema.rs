@@ -1,8 +1,8 @@
 //! Which versions of which operators the importer knows.
 //!
-//! A model names an opset; an operator's version is the newest that is not newer than the opset. A version that changed
-//! meaning in a way that is not translated is refused; an opset number never is. Beyond the last opset that is known
-//! here, an operator keeps its last version.
+//! A model names an opset; an operator's version is the newest that is not newer than the opset. A version
+//! that changed meaning in a way that is not translated is refused; an opset number never is. Beyond the last
+//! opset that is known here, an operator keeps its last version.
 
 /// What the table says of an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +28,8 @@ pub fn version(op: &str, opset: i64) -> Version {
     }
 }
 
-/// How many inputs an operator takes at most, in any version. An input beyond is no part of its meaning, but would be
-/// taken for an operand that a pass put there.
+/// How many inputs an operator takes at most, in any version. An input beyond is no part of its meaning, but
+/// would be taken for an operand that a pass put there.
 pub fn inputs_max(op: &str) -> usize {
     match op {
         "Concat" | "Einsum" | "Max" | "Mean" | "Min" | "Sum" => usize::MAX,
@@ -65,8 +65,8 @@ pub fn inputs_max(op: &str) -> usize {
     }
 }
 
-/// Operators by name with the opsets at which they changed; a negative one is not translated (old forms with in-place
-/// inputs, and deprecations).
+/// Operators by name with the opsets at which they changed; a negative one is not translated (old forms with
+/// in-place inputs, and deprecations).
 const OPERATORS: &[(&str, &[i64])] = &[
     ("Abs", &[1, 6, 13]),
     ("Acos", &[7, 22]),

@@ -117,7 +117,8 @@ fn activation<'a>(
 /// [`Refusal::Malformed`].
 pub fn resize(a: Attributes<'_>, since: i64, upsample: bool) -> Result<Resize, Refusal> {
     let wrong = |what: &str, value: &str| Refusal::malformed(format!("{what} {value}"));
-    // `Resize` of opset 10 and `Upsample` have no such attribute: places are plain multiples, nearest is floor.
+    // `Resize` of opset 10 and `Upsample` have no such attribute: places are plain multiples, nearest is
+    // floor.
     let old = upsample || since < 11;
     let nearest = match a.text("nearest_mode", if old { "floor" } else { "round_prefer_floor" })? {
         "round_prefer_floor" => Nearest::RoundPreferFloor,

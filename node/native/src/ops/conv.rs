@@ -1,7 +1,7 @@
 //! Convolution windows, and the convolutions themselves in NCHW for any number of spatial dimensions.
 //!
-//! Order: taps ascending, channels within a tap, which is the order of the kernels' NHWC convolution too; taps in the
-//! padding are skipped.
+//! Order: taps ascending, channels within a tap, which is the order of the kernels' NHWC convolution too;
+//! taps in the padding are skipped.
 
 use super::fact::{Facts, Out, checked_len};
 use super::kernel::Lowered;
@@ -72,7 +72,8 @@ impl Span {
     }
 }
 
-/// Taps of a window, all dimensions together: they are walked for every output. No network has a thousandth of it.
+/// Taps of a window, all dimensions together: they are walked for every output. No network has a thousandth
+/// of it.
 const TAPS_MAX: usize = 1 << 20;
 /// A stride, dilation or padding: their products with sizes must stay far from the end of the address space.
 const REACH_MAX: usize = 1 << 24;
@@ -243,8 +244,9 @@ impl Conv {
         self.taps() * size_of::<[u64; 2]>()
     }
 
-    /// The plain convolution: each output is one chain over taps, then channels, which `mac` extends by the elements of
-    /// x and w at two positions, for a filter. Operands go by position since not all have one type.
+    /// The plain convolution: each output is one chain over taps, then channels, which `mac` extends by the
+    /// elements of x and w at two positions, for a filter. Operands go by position since not all have one
+    /// type.
     ///
     /// # Panics
     /// When `scratch` is no [`Conv::scratch_bytes`] long or not aligned.
@@ -311,8 +313,8 @@ pub struct Transposed {
     pub output_shape: Vec<usize>,
 }
 
-/// The geometry of a transposed convolution, as that of the convolution whose gradient it is: `input` and `output`
-/// change places.
+/// The geometry of a transposed convolution, as that of the convolution whose gradient it is: `input` and
+/// `output` change places.
 pub fn transposed_geometry(x: &[usize], w: &[usize], attributes: &Transposed) -> Result<Conv, OpError> {
     let refuse = || OpError::Shape(format!("transposed convolution of {x:?} by {w:?}: {attributes:?}"));
     let group = attributes.group;

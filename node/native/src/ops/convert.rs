@@ -1,4 +1,5 @@
-//! `Cast` and its like. Float to integer truncates and saturates (NaN becomes 0), alike on every machine; integers wrap.
+//! `Cast` and its like. Float to integer truncates and saturates (NaN becomes 0), alike on every machine;
+//! integers wrap.
 
 use super::fact::{Facts, Out};
 use super::kernel::Lowered;

@@ -1,6 +1,7 @@
 //! `Einsum`: parses the equation and sums products over the letters that the output does not have.
 //!
-//! Right, not fast: one walk over the output, and for each element one ascending walk over the summed letters.
+//! Right, not fast: one walk over the output, and for each element one ascending walk over the summed
+//! letters.
 
 use super::fact::{Facts, Out, checked_len, strides_of};
 use super::kernel::Lowered;

@@ -1,4 +1,5 @@
-//! What is known of a value when an operator gets its shapes: type, dimensions, and the data if it is constant.
+//! What is known of a value when an operator gets its shapes: type, dimensions, and the data if it is
+//! constant.
 
 use crate::error::OpError;
 use crate::tensor::{DType, Tensor, bytes_of};

@@ -1,8 +1,8 @@
-//! `GRU` with constant weights and the usual activations, on the kernels: the inputs' part of all steps is one product, the
-//! recurrent part two products per step over the whole batch.
+//! `GRU` with constant weights and the usual activations, on the kernels: the inputs' part of all steps is
+//! one product, the recurrent part two products per step over the whole batch.
 //!
-//! Each sum is made as [`super::rnn`] makes it, so results have the same bits: the input's part with its bias, plus the
-//! recurrent part with its bias.
+//! Each sum is made as [`super::rnn`] makes it, so results have the same bits: the input's part with its
+//! bias, plus the recurrent part with its bias.
 
 use std::sync::Arc;
 
@@ -14,10 +14,10 @@ use super::kernel::Lowered;
 use super::lstm::{packed_directions, part};
 use super::rnn::{Activation, Cell, Rnn, Sizes, sizes};
 use crate::error::OpError;
-use crate::tensor::AlignedBuf;
+use crate::plan::pack::PackedBuf;
 
 /// The kernel, where this layer fits it.
-pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target) -> Result<Option<Lowered>, OpError> {
+pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target<'_>) -> Result<Option<Lowered>, OpError> {
     let Cell::Gru { linear_before_reset } = rnn.cell else { return Ok(None) };
     let fits = rnn.activations.iter().all(|list| list[..2] == [Activation::Sigmoid, Activation::Tanh])
         && rnn.clip.is_none()
@@ -29,14 +29,13 @@ pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target) -> Result<Option<Lowered
     let input = target.kernels.gemm(s.features, 3 * s.hidden);
     let gates = target.kernels.gemm(s.hidden, 2 * s.hidden);
     let candidate = target.kernels.gemm(s.hidden, s.hidden);
-    let panel = target.kernels.layout().panel;
     let recurrent = [(gates, 2 * s.hidden), (candidate, s.hidden)];
     let plan = Plan {
         s,
         linear_before_reset,
         backwards: rnn.directions.clone(),
-        input_weights: packed_directions(&[(input, 3 * s.hidden)], w, s.directions, s.features, panel),
-        state_weights: packed_directions(&recurrent, r, s.directions, s.hidden, panel),
+        input_weights: packed_directions(&[(input, 3 * s.hidden)], w, s.directions, s.features, target)?,
+        state_weights: packed_directions(&recurrent, r, s.directions, s.hidden, target)?,
         input,
         gates,
         candidate,
@@ -72,12 +71,13 @@ struct Plan {
     gates: Gemm,
     /// The recurrent part of the candidate.
     candidate: Gemm,
-    input_weights: Arc<AlignedBuf>,
-    state_weights: Arc<AlignedBuf>,
+    input_weights: Arc<PackedBuf>,
+    state_weights: Arc<PackedBuf>,
     kernels: &'static Kernels,
 }
 
-/// What a step reads and writes, for the whole batch: `[batch, hidden]`, but for the gates `[batch, 2 · hidden]`.
+/// What a step reads and writes, for the whole batch: `[batch, hidden]`, but for the gates `[batch, 2 ·
+/// hidden]`.
 struct Step<'a> {
     /// The update and the reset gate.
     gates: &'a mut [f32],

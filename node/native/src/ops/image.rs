@@ -1,7 +1,8 @@
 //! Convolutions and pools over images in NHWC, on the kernels.
 //!
-//! The layout pass makes these operators; shapes here are `[N, H, W, C]`, but for the first convolution of a model, which
-//! reads `[N, C, H, W]` as it comes. Weights stay `[M, C / group, kH, kW]` in the graph and are packed when planned.
+//! The layout pass makes these operators; shapes here are `[N, H, W, C]`, but for the first convolution of a
+//! model, which reads `[N, C, H, W]` as it comes. Weights stay `[M, C / group, kH, kW]` in the graph and are
+//! packed when planned.
 
 use std::sync::Arc;
 
@@ -12,8 +13,8 @@ use super::conv::{Span, Window};
 use super::fact::{Facts, Out, checked_len};
 use super::kernel::Lowered;
 use crate::error::OpError;
-use crate::plan::pack::{Layout, packed};
-use crate::tensor::{AlignedBuf, DType};
+use crate::plan::pack::{Layout, PackedBuf, packed};
+use crate::tensor::DType;
 
 /// A convolution: x, weights, bias `[M]`, residual like the output.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,7 +84,7 @@ pub fn lower_conv(
     ins: Facts<'_>,
     conv: &ConvImage,
     stride: Option<usize>,
-    target: Target,
+    target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let (x, w) = (ins.need(0)?, ins.need(1)?);
     let (images, shape, _) = conv.shape(x.shape, w.shape)?;
@@ -96,7 +97,8 @@ pub fn lower_conv(
     let unpack = move |packed: &[u8], weights: &mut [u8]| {
         kernel.unpack(bytemuck::cast_slice(packed), bytemuck::cast_slice_mut(weights));
     };
-    let weights: Arc<AlignedBuf> = packed(weights, Layout { kernel: "conv", numbers }, len, pack, unpack);
+    let weights: Arc<PackedBuf> =
+        packed(target, weights, Layout { kernel: "conv", numbers }, len, pack, unpack)?;
     let [biased, residual] = [2, 3].map(|i| ins.get(i).is_some());
     let (nchw, activation, filters) = (conv.nchw, conv.activation, shape.filters);
     let stride = stride.unwrap_or(filters);
@@ -177,7 +179,7 @@ pub fn lower_pool(
     ins: Facts<'_>,
     pool: &PoolImage,
     stride: Option<usize>,
-    target: Target,
+    target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let x = ins.need(0)?;
     let [y, x_span] = pool.spans(x.shape)?;

@@ -1,8 +1,8 @@
 //! The integer products of opset 10: `MatMulInteger`, `ConvInteger`, `QLinearMatMul`, `QLinearConv`.
 //!
-//! Sums are `i32` and wrap, so their order is free: with constant weights they come from the kernels ([`matrix`],
-//! [`image`]), else from the plain loops here, to the same bits. The requantised result is `round(sum * scale) + zero
-//! point`, where scale is the `f32` product of the input scales over the output's.
+//! Sums are `i32` and wrap, so their order is free: with constant weights they come from the kernels
+//! ([`matrix`], [`image`]), else from the plain loops here, to the same bits. The requantised result is
+//! `round(sum * scale) + zero point`, where scale is the `f32` product of the input scales over the output's.
 
 mod image;
 mod matrix;
@@ -164,11 +164,11 @@ fn product(
 }
 
 /// The kernel of `MatMulInteger`.
-pub fn lower_matmul_integer(ins: Facts<'_>, target: Target) -> Result<Lowered, OpError> {
+pub fn lower_matmul_integer(ins: Facts<'_>, target: Target<'_>) -> Result<Lowered, OpError> {
     let (a, b) = (ins.need(0)?, ins.need(1)?);
     let shape = matmul_shape(a.shape, b.shape)?;
     let dtypes: [_; 4] = dtypes(ins);
-    let Some(packed) = matrix::Packed::new(a, b, ins.get(3), &shape, target) else {
+    let Some(packed) = matrix::Packed::new(a, b, ins.get(3), &shape, target)? else {
         return Ok(Lowered::new("integer matmul", move |io| {
             let [a, b, a_zero, b_zero] = std::array::from_fn(|i| Wide::new(io, i, dtypes[i]));
             let out = io.take::<i32>(0);
@@ -206,12 +206,12 @@ pub fn infer_qlinear_matmul(ins: Facts<'_>) -> Result<Vec<Out>, OpError> {
 }
 
 /// The kernel of `QLinearMatMul`.
-pub fn lower_qlinear_matmul(ins: Facts<'_>, target: Target) -> Result<Lowered, OpError> {
+pub fn lower_qlinear_matmul(ins: Facts<'_>, target: Target<'_>) -> Result<Lowered, OpError> {
     let (a, b) = (ins.need(0)?, ins.need(3)?);
     let shape = matmul_shape(a.shape, b.shape)?;
     let dtypes: [_; 8] = dtypes(ins);
     let signed = dtypes[7] == Some(DType::I8);
-    let Some(packed) = matrix::Packed::new(a, b, ins.get(5), &shape, target) else {
+    let Some(packed) = matrix::Packed::new(a, b, ins.get(5), &shape, target)? else {
         return Ok(Lowered::new("quantised matmul", move |io| {
             let [a, a_zero, b, b_zero, zero] = [0, 2, 3, 5, 7].map(|i| Wide::new(io, i, dtypes[i]));
             let [of_a, of_b, of_y] = [1, 4, 6].map(|i| io.input::<f32>(i));
@@ -244,8 +244,8 @@ pub fn lower_qlinear_matmul(ins: Facts<'_>, target: Target) -> Result<Lowered, O
                 packed.run(rows, a, zeros, scratch, Output::Bytes(to));
                 continue;
             }
-            // Such scales make numbers of some sums and none of others; what is no number has an answer here, which the
-            // kernels give otherwise.
+            // Such scales make numbers of some sums and none of others; what is no number has an answer here,
+            // which the kernels give otherwise.
             for row in rows {
                 let to = SumsOut { data: sums, stride: n };
                 packed.run(row..row + 1, a, zeros, scratch, Output::Sums(to));
@@ -270,8 +270,8 @@ pub fn infer_conv_integer(ins: Facts<'_>, window: &Window, group: usize) -> Resu
     Ok(vec![Out::new(DType::I32, shape)])
 }
 
-/// The plain integer convolution; `put` gets the position, the filter, and the sum. Taps in the padding see the zero
-/// point, and add nothing.
+/// The plain integer convolution; `put` gets the position, the filter, and the sum. Taps in the padding see
+/// the zero point, and add nothing.
 fn convolve(
     conv: &Conv,
     scratch: &mut [u8],
@@ -291,12 +291,12 @@ pub fn lower_conv_integer(
     ins: Facts<'_>,
     window: &Window,
     group: usize,
-    target: Target,
+    target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let (x, w) = (ins.need(0)?, ins.need(1)?);
     let conv = geometry(x.shape, w.shape, window, group)?;
     let dtypes: [_; 4] = dtypes(ins);
-    let Some(packed) = image::Packed::new(x, w, ins.get(3), &conv, target) else {
+    let Some(packed) = image::Packed::new(x, w, ins.get(3), &conv, target)? else {
         let scratch = conv.scratch_bytes();
         let lowered = Lowered::new("integer conv", move |io| {
             let [x, w, x_zero, w_zero] = std::array::from_fn(|i| Wide::new(io, i, dtypes[i]));
@@ -334,19 +334,19 @@ pub fn infer_qlinear_conv(ins: Facts<'_>, window: &Window, group: usize) -> Resu
     Ok(vec![Out::new(zero.dtype, shape)])
 }
 
-/// The kernel of `QLinearConv` where the quantisation pass made no [`super::Op::QConv`] of it: scales or zero points that
-/// come with the run, weights around another number than 0, other ranks.
+/// The kernel of `QLinearConv` where the quantisation pass made no [`super::Op::QConv`] of it: scales or zero
+/// points that come with the run, weights around another number than 0, other ranks.
 pub fn lower_qlinear_conv(
     ins: Facts<'_>,
     window: &Window,
     group: usize,
-    target: Target,
+    target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let (x, w) = (ins.need(0)?, ins.need(3)?);
     let conv = geometry(x.shape, w.shape, window, group)?;
     let dtypes: [_; 8] = dtypes(ins);
     let biased = ins.get(8).is_some();
-    let Some(packed) = image::Packed::new(x, w, ins.get(5), &conv, target) else {
+    let Some(packed) = image::Packed::new(x, w, ins.get(5), &conv, target)? else {
         let scratch = conv.scratch_bytes();
         let lowered = Lowered::new("quantised conv", move |io| {
             let [x, x_zero, w, w_zero] = [0, 2, 3, 5].map(|i| Wide::new(io, i, dtypes[i]));

@@ -18,8 +18,8 @@ pub struct Lowered {
     pub scratch_bytes: usize,
     /// Bytes of the tables that it holds, where they grow with its shapes.
     pub table_bytes: usize,
-    /// The kernel's name, for inspection: its family, and where it has them its instruction set and tile, such as
-    /// `conv.pointwise avx512 12x32`.
+    /// The kernel's name, for inspection: its family, and where it has them its instruction set and tile,
+    /// such as `conv.pointwise avx512 12x32`.
     pub kernel: Cow<'static, str>,
     /// Inputs that the kernel took over when it was made, such as packed weights, and does not read again.
     pub unread: &'static [usize],
@@ -42,14 +42,14 @@ impl Lowered {
 
     /// With the instruction set in its name.
     #[must_use]
-    pub fn on(mut self, target: Target) -> Self {
+    pub fn on(mut self, target: Target<'_>) -> Self {
         self.kernel = format!("{} {}", self.kernel, target.kernels.isa()).into();
         self
     }
 
     /// With the instruction set and the tile, rows by columns, in its name.
     #[must_use]
-    pub fn on_tile(self, target: Target, tile: Option<[usize; 2]>) -> Self {
+    pub fn on_tile(self, target: Target<'_>, tile: Option<[usize; 2]>) -> Self {
         let mut lowered = self.on(target);
         if let Some([rows, columns]) = tile {
             lowered.kernel = format!("{} {rows}x{columns}", lowered.kernel).into();

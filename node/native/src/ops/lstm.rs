@@ -1,7 +1,8 @@
-//! `LSTM` with constant weights and the usual activations, on the kernels: the inputs' part of all steps is one product,
-//! the recurrent part one product per step over the whole batch.
+//! `LSTM` with constant weights and the usual activations, on the kernels: the inputs' part of all steps is
+//! one product, the recurrent part one product per step over the whole batch.
 //!
-//! Order: the gates' chain goes over the input, then biases, then the state; a row's bits do not depend on the batch.
+//! Order: the gates' chain goes over the input, then biases, then the state; a row's bits do not depend on
+//! the batch.
 
 use std::sync::Arc;
 
@@ -12,11 +13,10 @@ use super::fact::{Fact, Facts};
 use super::kernel::Lowered;
 use super::rnn::{Activation, Cell, Rnn, Sizes, sizes};
 use crate::error::OpError;
-use crate::plan::pack::{Layout, packed};
-use crate::tensor::AlignedBuf;
+use crate::plan::pack::{Layout, PackedBuf, packed};
 
 /// The kernel, where this layer fits it.
-pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target) -> Result<Option<Lowered>, OpError> {
+pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target<'_>) -> Result<Option<Lowered>, OpError> {
     let usual = [Activation::Sigmoid, Activation::Tanh, Activation::Tanh];
     let fits = rnn.cell == Cell::Lstm
         && rnn.activations.iter().all(|list| *list == usual)
@@ -30,12 +30,11 @@ pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target) -> Result<Option<Lowered
     let width = 4 * s.hidden;
     let input = target.kernels.gemm(s.features, width);
     let state = target.kernels.gemm(s.hidden, width);
-    let panel = target.kernels.layout().panel;
     let plan = Plan {
         s,
         backwards: rnn.directions.clone(),
-        input_weights: packed_directions(&[(input, width)], w, s.directions, s.features, panel),
-        state_weights: packed_directions(&[(state, width)], r, s.directions, s.hidden, panel),
+        input_weights: packed_directions(&[(input, width)], w, s.directions, s.features, target)?,
+        state_weights: packed_directions(&[(state, width)], r, s.directions, s.hidden, target)?,
         input,
         state,
         kernels: target.kernels,
@@ -61,17 +60,17 @@ pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target) -> Result<Option<Lowered
     Ok(Some(Lowered::new("lstm", run).on(target).with_scratch(scratch).without_reading(&[1, 2])))
 }
 
-/// The weights of all directions, `[directions, width, k]`, packed one after the other. Those of a direction are in parts,
-/// each of so many of the width, with a product for each.
+/// The weights of all directions, `[directions, width, k]`, packed one after the other. Those of a direction
+/// are in parts, each of so many of the width, with a product for each.
 pub(super) fn packed_directions(
     parts: &[(Gemm, usize)],
     w: Fact<'_>,
     directions: usize,
     k: usize,
-    panel: usize,
-) -> Arc<AlignedBuf> {
+    target: Target<'_>,
+) -> Result<Arc<PackedBuf>, OpError> {
     let each: usize = parts.iter().map(|(gemm, _)| gemm.packed_len()).sum();
-    let mut numbers = vec![directions, k, panel];
+    let mut numbers = vec![directions, k, target.kernels.layout().panel];
     numbers.extend(parts.iter().map(|(_, width)| width));
     // Each part of each direction: its product, where it lies among the weights, and where when packed.
     let (mut from, mut to) = (0, 0);
@@ -100,11 +99,11 @@ pub(super) fn packed_directions(
         }
     };
     let layout = Layout { kernel: "recurrent", numbers };
-    packed(tensor, layout, directions * each * size_of::<f32>(), pack, unpack)
+    packed(target, tensor, layout, directions * each * size_of::<f32>(), pack, unpack)
 }
 
 /// The packed weights of a direction.
-pub(super) fn part(buffer: &AlignedBuf, d: usize, each: usize) -> &[f32] {
+pub(super) fn part(buffer: &PackedBuf, d: usize, each: usize) -> &[f32] {
     let all: &[f32] = bytemuck::cast_slice(buffer.bytes());
     &all[d * each..(d + 1) * each]
 }
@@ -122,8 +121,8 @@ struct Plan {
     backwards: Vec<bool>,
     input: Gemm,
     state: Gemm,
-    input_weights: Arc<AlignedBuf>,
-    state_weights: Arc<AlignedBuf>,
+    input_weights: Arc<PackedBuf>,
+    state_weights: Arc<PackedBuf>,
     kernels: &'static roost_kernels::Kernels,
 }
 

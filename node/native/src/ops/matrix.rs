@@ -9,10 +9,11 @@ use super::fact::{Facts, Out, checked_len};
 use super::kernel::Lowered;
 use super::linear::{MatShape, matmul_shape};
 use crate::error::OpError;
-use crate::plan::pack::{Layout, packed};
-use crate::tensor::{AlignedBuf, DType};
+use crate::plan::pack::{Layout, PackedBuf, packed};
+use crate::tensor::DType;
 
-/// `activation(A · B + bias + residual)`. Inputs: A `[.., m, k]`, B `[.., k, n]`, bias `[n]`, residual like the output.
+/// `activation(A · B + bias + residual)`. Inputs: A `[.., m, k]`, B `[.., k, n]`, bias `[n]`, residual like
+/// the output.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Linear {
     /// Whether A `[k, m]` is read transposed; A is a matrix then.
@@ -52,13 +53,13 @@ pub fn infer(ins: Facts<'_>, linear: Linear) -> Result<Vec<Out>, OpError> {
 /// B as the kernel reads it.
 enum Weights {
     /// Packed when the plan was made.
-    Packed(Arc<AlignedBuf>),
+    Packed(Arc<PackedBuf>),
     /// Packed in each run, into scratch.
     Live,
 }
 
 /// The kernel of a product.
-pub fn lower(ins: Facts<'_>, linear: Linear, target: Target) -> Result<Lowered, OpError> {
+pub fn lower(ins: Facts<'_>, linear: Linear, target: Target<'_>) -> Result<Lowered, OpError> {
     let (a, b) = (ins.need(0)?, ins.need(1)?);
     let mut shape = linear.shape(a.shape, b.shape)?;
     let one_b = shape.steps[1].iter().all(|step| *step == 0);
@@ -82,7 +83,7 @@ pub fn lower(ins: Facts<'_>, linear: Linear, target: Target) -> Result<Lowered, 
                 let (row, col) = if trans_b { (1, k) } else { (n, 1) };
                 gemm.unpack(bytemuck::cast_slice(packed), |r, c, value| b[r * row + c * col] = value);
             };
-            Weights::Packed(packed(tensor, Layout { kernel: "gemm", numbers }, len, pack, unpack))
+            Weights::Packed(packed(target, tensor, Layout { kernel: "gemm", numbers }, len, pack, unpack)?)
         }
         None => Weights::Live,
     };

@@ -1,4 +1,5 @@
-//! Operators that move elements and compute nothing: transpose, concat, split, slice, expand, tile, pad, blocks, `Trilu`.
+//! Operators that move elements and compute nothing: transpose, concat, split, slice, expand, tile, pad,
+//! blocks, `Trilu`.
 
 use super::fact::{Facts, Out, axis_of, broadcast, checked_len, strides_of};
 use super::kernel::Lowered;
@@ -60,7 +61,8 @@ pub fn lower_transpose(ins: Facts<'_>, perm: &[i64], out: &Out) -> Result<Lowere
     Ok(gathering("transpose", Gathering::new(&out.shape, 0, &strides, x.dtype.bytes())?))
 }
 
-/// A permutation that exchanges two blocks of axes after leading ones that stay: `count` transposes of `[rows, columns]`.
+/// A permutation that exchanges two blocks of axes after leading ones that stay: `count` transposes of
+/// `[rows, columns]`.
 fn matrices(perm: &[usize], shape: &[usize]) -> Option<(usize, usize, usize)> {
     let rank = perm.len();
     let lead = (0..rank).take_while(|i| perm[*i] == *i).count();

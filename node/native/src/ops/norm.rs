@@ -22,7 +22,8 @@ pub enum Softmax {
     Hard,
 }
 
-/// The lengths before, on and after what a softmax runs over. Before opset 13 that is everything from the axis on.
+/// The lengths before, on and after what a softmax runs over. Before opset 13 that is everything from the
+/// axis on.
 pub fn softmax_sizes(shape: &[usize], axis: i64, flat: bool) -> Result<(usize, usize, usize), OpError> {
     if flat {
         let axis = if axis == shape.len() as i64 { shape.len() } else { axis_of(axis, shape.len().max(1))? };
@@ -43,7 +44,7 @@ pub fn lower_softmax(
     kind: Softmax,
     axis: i64,
     flat: bool,
-    target: Target,
+    target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let (outer, len, inner) = softmax_sizes(ins.need(0)?.shape, axis, flat)?;
     // Only ones after the axis: the rows are contiguous. Others are gathered into a row, to the same bits.
@@ -118,7 +119,7 @@ pub fn lower_layer(
     axis: i64,
     epsilon: f32,
     rms: bool,
-    target: Target,
+    target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let x = ins.need(0)?;
     let axis = axis_of(axis, x.rank())?;
@@ -241,8 +242,8 @@ pub fn lower_batch(ins: Facts<'_>, epsilon: f32, momentum: f32, training: bool) 
     }))
 }
 
-/// The kernel of `GroupNormalization`; instance normalisation is one group per channel. Before opset 21 scale and bias
-/// are per group.
+/// The kernel of `GroupNormalization`; instance normalisation is one group per channel. Before opset 21 scale
+/// and bias are per group.
 pub fn lower_group(ins: Facts<'_>, groups: Option<usize>, epsilon: f32) -> Result<Lowered, OpError> {
     let (n, c, area) = channels(ins.need(0)?.shape)?;
     let groups = groups.unwrap_or(c);
@@ -324,7 +325,8 @@ pub fn lower_lp(ins: Facts<'_>, axis: i64, p: i64) -> Result<Lowered, OpError> {
     }))
 }
 
-/// The kernel of `MeanVarianceNormalization` over the given axes of `[N, C, ...]`, as one statistic per kept index.
+/// The kernel of `MeanVarianceNormalization` over the given axes of `[N, C, ...]`, as one statistic per kept
+/// index.
 pub fn lower_mean_variance(ins: Facts<'_>, axes: &[i64]) -> Result<Lowered, OpError> {
     let x = ins.need(0)?;
     let mut reduced = vec![false; x.rank()];

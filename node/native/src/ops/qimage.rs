@@ -13,8 +13,8 @@ use crate::error::OpError;
 use crate::plan::pack::{Layout, packed};
 use crate::tensor::{ALIGN_BYTES, DType, Tensor};
 
-/// A quantised convolution: x bytes, weights `[M, C / group, kH, kW]` in `i8`, bias `[M]` in `i32`. The result is
-/// `clamp(round(sum * scale) + zero, low, high)`.
+/// A quantised convolution: x bytes, weights `[M, C / group, kH, kW]` in `i8`, bias `[M]` in `i32`. The
+/// result is `clamp(round(sum * scale) + zero, low, high)`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QConv {
     /// The window.
@@ -71,13 +71,13 @@ pub fn infer(ins: Facts<'_>, conv: &QConv) -> Result<Vec<Out>, OpError> {
     Ok(vec![Out::new(conv.to, out)])
 }
 
-/// The kernel of a quantised convolution. `stride` is the distance of output pixels; images in NCHW, which the interpreter
-/// meets, are turned to what the kernel reads and back, and have none.
+/// The kernel of a quantised convolution. `stride` is the distance of output pixels; images in NCHW, which
+/// the interpreter meets, are turned to what the kernel reads and back, and have none.
 pub fn lower(
     ins: Facts<'_>,
     conv: &QConv,
     stride: Option<usize>,
-    target: Target,
+    target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let (x, w) = (ins.need(0)?, ins.need(1)?);
     let (images, shape, [height, width]) = conv.image().shape(x.shape, w.shape)?;
@@ -97,7 +97,7 @@ pub fn lower(
     let unpack = move |all: &[u8], weights: &mut [u8]| {
         kernel.unpack(bytemuck::cast_slice(&all[..kernel.packed_len()]), bytemuck::cast_slice_mut(weights));
     };
-    let weights = packed(weights, Layout { kernel: "quantised conv", numbers }, whole, pack, unpack);
+    let weights = packed(target, weights, Layout { kernel: "quantised conv", numbers }, whole, pack, unpack)?;
     let biased = ins.get(2).is_some();
     let (filters, channels) = (shape.filters, shape.channels);
     let stride = stride.unwrap_or(filters);
@@ -191,13 +191,15 @@ pub fn lower_widen(ins: Facts<'_>, channels: usize) -> Result<Lowered, OpError> 
 pub struct Table {
     /// The result by input byte.
     pub entries: Vec<u8>,
+    /// The type of x, `u8` or `i8`.
+    pub from: DType,
     /// The result's type.
     pub to: DType,
 }
 
 /// The output of a table.
 pub fn infer_table(ins: Facts<'_>, table: &Table) -> Result<Vec<Out>, OpError> {
-    let x = ins.typed(0, &[DType::U8, DType::I8])?;
+    let x = ins.typed(0, &[table.from])?;
     Ok(vec![Out::new(table.to, x.shape)])
 }
 
@@ -206,7 +208,7 @@ pub fn lower_table(
     ins: Facts<'_>,
     table: &Table,
     stride: Option<usize>,
-    target: Target,
+    target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let entries: [u8; 256] = table.entries[..]
         .try_into()

@@ -23,44 +23,42 @@ pub struct Scales {
 
 /// From an element's position to that of its scale.
 #[derive(Debug, Clone, Copy)]
-struct ScaleAt {
-    inner: usize,
-    len: usize,
-    block: usize,
-    count: usize,
+enum ScaleAt {
+    /// One scale for all.
+    One,
+    /// One for each of `len` places along an axis, which lie `inner` elements apart.
+    Axis { inner: usize, len: usize },
+    /// One for each block of `block` places along an axis of `len`, which has `count` of them. Blocks of one
+    /// place are blocks too: there are then as many scales as elements.
+    Blocked { inner: usize, len: usize, block: usize, count: usize },
 }
 
 impl ScaleAt {
     fn new(x: &[usize], scale: &[usize], scales: Scales) -> Result<Self, OpError> {
         if scale.iter().product::<usize>() == 1 && scales.block == 0 {
-            return Ok(Self { inner: 1, len: 1, block: 1, count: 1 });
+            return Ok(Self::One);
         }
         let refuse = || OpError::Shape(format!("scales {scale:?} of {x:?}, {scales:?}"));
         let axis = axis_of(scales.axis, x.len())?;
-        let inner = x[axis + 1..].iter().product();
+        let (inner, len) = (x[axis + 1..].iter().product(), x[axis]);
         if scales.block == 0 {
-            let fits = scale == [x[axis]];
-            return if fits {
-                Ok(Self { inner, len: x[axis], block: 1, count: x[axis] })
-            } else {
-                Err(refuse())
-            };
+            return if scale == [len] { Ok(Self::Axis { inner, len }) } else { Err(refuse()) };
         }
-        let count = x[axis].div_ceil(scales.block);
+        let count = len.div_ceil(scales.block);
         let fits =
             scale.len() == x.len() && (0..x.len()).all(|d| scale[d] == if d == axis { count } else { x[d] });
-        if fits { Ok(Self { inner, len: x[axis], block: scales.block, count }) } else { Err(refuse()) }
+        if fits { Ok(Self::Blocked { inner, len, block: scales.block, count }) } else { Err(refuse()) }
     }
 
     fn of(&self, i: usize) -> usize {
-        if self.count == 1 && self.inner == 1 && self.len == 1 {
-            return 0;
+        match *self {
+            Self::One => 0,
+            Self::Axis { inner, len } => i / inner % len,
+            Self::Blocked { inner, len, block, count } => {
+                let (outer, along) = (i / inner / len, i / inner % len);
+                (outer * count + along / block) * inner + i % inner
+            }
         }
-        let along = i / self.inner % self.len / self.block;
-        if self.block == 1 {
-            return along;
-        }
-        (i / self.inner / self.len * self.count + along) * self.inner + i % self.inner
     }
 }
 
@@ -123,7 +121,12 @@ fn constant_step(ins: Facts<'_>, scales: Scales, dtype: DType) -> Option<Quantiz
 }
 
 /// The kernel of `QuantizeLinear`.
-pub fn lower_quantize(ins: Facts<'_>, scales: Scales, out: &Out, target: Target) -> Result<Lowered, OpError> {
+pub fn lower_quantize(
+    ins: Facts<'_>,
+    scales: Scales,
+    out: &Out,
+    target: Target<'_>,
+) -> Result<Lowered, OpError> {
     if let Some(with) = constant_step(ins, scales, out.dtype).filter(|_| ins.typed(0, &[DType::F32]).is_ok())
     {
         let kernels = target.kernels;
@@ -174,7 +177,7 @@ pub fn infer_dequantize(ins: Facts<'_>, scales: Scales) -> Result<Vec<Out>, OpEr
 }
 
 /// The kernel of `DequantizeLinear`.
-pub fn lower_dequantize(ins: Facts<'_>, scales: Scales, target: Target) -> Result<Lowered, OpError> {
+pub fn lower_dequantize(ins: Facts<'_>, scales: Scales, target: Target<'_>) -> Result<Lowered, OpError> {
     let dtype = ins.need(0)?.dtype;
     if let Some(with) = constant_step(ins, scales, dtype) {
         let kernels = target.kernels;
@@ -228,4 +231,34 @@ pub fn lower_dynamic() -> Lowered {
         io.take::<u8>(2).iter_mut().for_each(|out| *out = zero);
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_element_finds_its_scale() {
+        let check = |x: &[usize], scale: &[usize], axis: i64, block: usize, expected: &[usize]| {
+            let at = ScaleAt::new(x, scale, Scales { axis, block }).expect("they fit");
+            let found: Vec<usize> = (0..x.iter().product()).map(|i| at.of(i)).collect();
+            assert_eq!(found, expected, "{x:?} by {scale:?}, axis {axis}, blocks of {block}");
+        };
+        check(&[2, 3], &[], 1, 0, &[0; 6]);
+        check(&[2, 3], &[1], 1, 0, &[0; 6]);
+        check(&[2, 3], &[3], 1, 0, &[0, 1, 2, 0, 1, 2]);
+        check(&[2, 3], &[2], 0, 0, &[0, 0, 0, 1, 1, 1]);
+        check(&[2, 1, 2], &[2], -1, 0, &[0, 1, 0, 1]);
+        check(&[2, 3], &[2, 3], 1, 1, &[0, 1, 2, 3, 4, 5]);
+        check(&[2, 3], &[2, 3], 0, 1, &[0, 1, 2, 3, 4, 5]);
+        check(&[2, 3], &[2, 2], 1, 2, &[0, 0, 1, 2, 2, 3]);
+        check(&[3, 2], &[2, 2], 0, 2, &[0, 1, 0, 1, 2, 3]);
+        check(&[4, 1], &[4, 1], 1, 2, &[0, 1, 2, 3]);
+        check(&[1, 4], &[1, 1], 1, 4, &[0; 4]);
+        check(&[1, 1, 1], &[1, 1, 1], 2, 1, &[0]);
+        for (x, scale, block) in [(&[2, 3][..], &[2][..], 0), (&[2, 3], &[2, 3], 2), (&[2, 3], &[6], 1)] {
+            let refused = ScaleAt::new(x, scale, Scales { axis: 1, block });
+            assert!(matches!(refused, Err(OpError::Shape(_))), "{x:?} by {scale:?}, blocks of {block}");
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! Reductions, arg-extremes, cumulative sums and `TopK`.
 //!
-//! Order: a sum of n elements has 16 virtual lanes; element i goes to lane i mod 16, each lane adds in ascending order,
-//! and one fixed tree joins the lanes (8, 4, 2, 1 apart). The order is that of the reduced elements, wherever they lie
-//! in memory, so that neither layout nor batch changes a bit.
+//! Order: a sum of n elements has 16 virtual lanes; element i goes to lane i mod 16, each lane adds in
+//! ascending order, and one fixed tree joins the lanes (8, 4, 2, 1 apart). The order is that of the reduced
+//! elements, wherever they lie in memory, so that neither layout nor batch changes a bit.
 
 use std::ops::Add;
 
@@ -152,8 +152,8 @@ fn folded<T: Elem>(plan: Plan, fold: Fold<T>) -> Lowered {
 /// Outputs whose sums are made at once, where they lie side by side.
 const SIDE_BY_SIDE: usize = 32;
 
-/// Sums of elements that lie apart, for outputs that lie side by side: each addition of [`folded`], in its order, for many
-/// outputs at once.
+/// Sums of elements that lie apart, for outputs that lie side by side: each addition of [`folded`], in its
+/// order, for many outputs at once.
 fn summed<T: Elem + Default + Add<Output = T>>(plan: Plan, end: fn(T, usize) -> T) -> Lowered {
     Lowered::new("reduce rows", move |io| {
         let (x, out) = (io.input::<T>(0), io.take::<T>(0));
@@ -256,6 +256,8 @@ pub fn lower(op: Reduce, ins: Facts<'_>, noop: bool) -> Result<Lowered, OpError>
     match x.dtype {
         DType::F32 => float!(f32, math::log),
         DType::F64 => float!(f64, libm::log),
+        // ONNX takes no sums or means of 8 bits, which would wrap at once.
+        DType::I8 | DType::U8 if !matches!(op, Reduce::Min | Reduce::Max) => refuse,
         DType::I8 => int!(i8),
         DType::U8 => int!(u8),
         DType::I32 => int!(i32),
@@ -410,7 +412,8 @@ pub fn infer_top_k(ins: Facts<'_>, axis: i64) -> Result<Vec<Out>, OpError> {
     Ok(vec![Out::new(x.dtype, shape.clone()), Out::new(DType::I64, shape)])
 }
 
-/// The kernel of `TopK`. Equal elements keep their order; NaN counts as the largest. The result is always sorted.
+/// The kernel of `TopK`. Equal elements keep their order; NaN counts as the largest. The result is always
+/// sorted.
 pub fn lower_top_k(ins: Facts<'_>, axis: i64, largest: bool, out: &Out) -> Result<Lowered, OpError> {
     fn with<T: Elem>((outer, len, inner): (usize, usize, usize), k: usize, largest: bool) -> Lowered {
         let run = move |io: &mut crate::exec::io::Io<'_>| {

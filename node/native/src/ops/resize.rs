@@ -1,7 +1,7 @@
 //! `Resize` (and `Upsample`): nearest, linear, cubic, with and without antialiasing, any number of axes.
 //!
-//! Each axis is resampled by itself from a table of (first input, weights) made when the plan is made; nearest is one
-//! index per output. Axes whose table is the identity are skipped.
+//! Each axis is resampled by itself from a table of (first input, weights) made when the plan is made;
+//! nearest is one index per output. Axes whose table is the identity are skipped.
 
 use super::fact::{Facts, Out, axis_of, checked_len};
 use super::kernel::Lowered;
@@ -160,7 +160,8 @@ impl Along {
         match coordinates {
             Coordinates::HalfPixel => half(o),
             Coordinates::HalfPixelSymmetric => {
-                // ONNX: the output may be cut short of input * scale; the crop is taken evenly from both sides.
+                // ONNX: the output may be cut short of input * scale; the crop is taken evenly from both
+                // sides.
                 let adjustment = output / (input * self.scale);
                 let center = input / 2.0;
                 center * (1.0 - adjustment) + half(o)
@@ -343,7 +344,8 @@ impl Pass {
 
 /// By nearest, of any type.
 fn nearest(shape: &[usize], bytes: usize, alongs: &[Along], tables: &[Option<Table>]) -> Lowered {
-    // For each axis: how long it is, from an index of x to the next in elements, and which index of x is read.
+    // For each axis: how long it is, from an index of x to the next in elements, and which index of x is
+    // read.
     let from = |table: &Table| -> Vec<u32> { (0..table.ends.len()).map(|o| table.of(o)[0].0).collect() };
     let axes: Vec<(usize, usize, Option<Vec<u32>>)> = alongs
         .iter()

@@ -1,6 +1,8 @@
-//! `LSTM`, `GRU` and `RNN`: one or two directions, any of ONNX's gate activations, peepholes, sequence lengths.
+//! `LSTM`, `GRU` and `RNN`: one or two directions, any of ONNX's gate activations, peepholes, sequence
+//! lengths.
 //!
-//! A gate's sum is one chain: the input's part over its features ascending, then bias, then the recurrent part.
+//! A gate's sum is one chain: the input's part over its features ascending, then bias, then the recurrent
+//! part.
 
 use super::fact::{Facts, Out};
 use super::kernel::Lowered;

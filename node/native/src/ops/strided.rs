@@ -1,6 +1,7 @@
 //! Walking tensors by strides: the one loop under transposes, slices, broadcasts and concatenation.
 //!
-//! Invariant: nothing here allocates while it runs; merged dimensions are fixed arrays made when the plan is made.
+//! Invariant: nothing here allocates while it runs; merged dimensions are fixed arrays made when the plan is
+//! made.
 
 use bytemuck::Pod;
 

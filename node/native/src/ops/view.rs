@@ -7,9 +7,10 @@ use crate::tensor::{DType, Tensor};
 
 /// `Reshape`.
 ///
-/// A dimension that is copied stands on both sides, so it does not count towards the one that is left open, even where it
-/// is nought: `[0, 48, -1]` gives an empty batch the dimensions of any other. ONNX says nothing about it; newer versions of
-/// ONNX Runtime do the same. Where more is nought than what is copied, nothing tells the open dimension: an error.
+/// A dimension that is copied stands on both sides, so it does not count towards the one that is left open,
+/// even where it is nought: `[0, 48, -1]` gives an empty batch the dimensions of any other. ONNX says nothing
+/// about it; newer versions of ONNX Runtime do the same. Where more is nought than what is copied, nothing
+/// tells the open dimension: an error.
 pub fn infer_reshape(ins: Facts<'_>, allow_zero: bool) -> Result<Vec<Out>, OpError> {
     let (x, wanted) = (ins.need(0)?, ins.need_ints(1)?);
     let refuse = || OpError::Shape(format!("{:?} becomes {wanted:?}", x.shape));
@@ -173,13 +174,26 @@ pub fn lower_constant_of_shape(value: &Tensor) -> Lowered {
     })
 }
 
-/// The number of elements of a `Range`.
+/// The number of elements of a `Range` of floats.
 fn range_len(start: f64, limit: f64, delta: f64) -> Result<usize, OpError> {
     let len = ((limit - start) / delta).ceil();
     if delta == 0.0 || !len.is_finite() {
         return Err(OpError::Shape(format!("a range from {start} to {limit} by {delta}")));
     }
     Ok(len.max(0.0) as usize)
+}
+
+/// The number of elements of a `Range` of integers: exact, also where `f64` does not hold them.
+fn range_len_of_ints(start: i64, limit: i64, delta: i64) -> Result<usize, OpError> {
+    if delta == 0 {
+        return Err(OpError::Shape(format!("a range from {start} to {limit} by {delta}")));
+    }
+    let (distance, delta) = (i128::from(limit) - i128::from(start), i128::from(delta));
+    if distance.signum() != delta.signum() {
+        return Ok(0);
+    }
+    let len = distance.unsigned_abs().div_ceil(delta.unsigned_abs());
+    usize::try_from(len).map_err(|_| OpError::Shape(format!("a range of {len} elements")))
 }
 
 /// `Range`.
@@ -190,13 +204,23 @@ pub fn infer_range(ins: Facts<'_>) -> Result<Vec<Out>, OpError> {
         if value.len() != 1 || value.dtype() != first.dtype {
             return Err(OpError::Shape(format!("input {i} of Range")));
         }
-        Ok(match value.dtype() {
-            DType::F64 => value.values::<f64>()[0],
-            DType::F32 => f64::from(value.values::<f32>()[0]),
-            _ => value.ints().ok_or(OpError::DType { input: i, dtype: value.dtype() })?[0] as f64,
-        })
+        Ok(value)
     };
-    let len = range_len(value(0)?, value(1)?, value(2)?)?;
+    let [start, limit, delta] = [value(0)?, value(1)?, value(2)?];
+    let len = match first.dtype {
+        DType::F64 => {
+            let [start, limit, delta] = [start, limit, delta].map(|x| x.values::<f64>()[0]);
+            range_len(start, limit, delta)?
+        }
+        DType::F32 => {
+            let [start, limit, delta] = [start, limit, delta].map(|x| f64::from(x.values::<f32>()[0]));
+            range_len(start, limit, delta)?
+        }
+        dtype => {
+            let int = |i: usize, x: &Tensor| x.ints().map(|x| x[0]).ok_or(OpError::DType { input: i, dtype });
+            range_len_of_ints(int(0, start)?, int(1, limit)?, int(2, delta)?)?
+        }
+    };
     checked_len(first.dtype, &[len])?;
     Ok(vec![Out::new(first.dtype, [len])])
 }

@@ -1,8 +1,9 @@
-//! Where the rows of a batch are, and whether nodes keep them apart, by comparing a graph that is bound to two rows with the
-//! same bound to three: the dimension that differs is the batch's.
+//! Where the rows of a batch are, and whether nodes keep them apart, by comparing a graph that is bound to
+//! two rows with the same bound to three: the dimension that differs is the batch's.
 //!
-//! A value keeps its rows apart when exactly one of its dimensions grows, and each node on the way computes what is at a place
-//! along that dimension from what is at that place alone. What is not known to do so is taken to mix rows.
+//! A value keeps its rows apart when exactly one of its dimensions grows, and each node on the way computes
+//! what is at a place along that dimension from what is at that place alone. What is not known to do so is
+//! taken to mix rows.
 
 use crate::graph::ir::{Graph, Node, ValueId};
 use crate::ops::Op;
@@ -10,8 +11,8 @@ use crate::ops::fact::{Fact, Facts, axis_of};
 use crate::ops::movement::slice_ranges;
 use crate::tensor::Tensor;
 
-/// Why a row's result may depend on the rows beside it; `None` where it does not. The graphs are of one model, for two rows
-/// and for three, before the passes over graphs with shapes.
+/// Why a row's result may depend on the rows beside it; `None` where it does not. The graphs are of one
+/// model, for two rows and for three, before the passes over graphs with shapes.
 pub fn variant(two: &Graph, three: &Graph) -> Option<String> {
     let mut rows: Vec<Option<usize>> = vec![None; two.values.len()];
     for (a, b) in two.inputs.iter().zip(&three.inputs) {

@@ -6,7 +6,7 @@ use crate::onnx::import::Limits;
 use crate::ops::{Op, Target};
 
 /// Folds constants, up to [`Limits::folded_bytes_max`] in all.
-pub fn constants(graph: &mut Graph, limits: Limits, target: Target) {
+pub fn constants(graph: &mut Graph, limits: Limits, target: Target<'_>) {
     let mut made: u64 = 0;
     for at in 0..graph.nodes.len() {
         let node = &graph.nodes[at];

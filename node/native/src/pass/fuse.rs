@@ -1,6 +1,8 @@
-//! Fusions over a graph with shapes: bias, residual and activation go into the product or convolution before them.
+//! Fusions over a graph with shapes: bias, residual and activation go into the product or convolution before
+//! them.
 //!
-//! Each fused operator computes the same roundings in the same order as the separate ones, so fusing changes no bit.
+//! Each fused operator computes the same roundings in the same order as the separate ones, so fusing changes
+//! no bit.
 
 use roost_kernels::Activation;
 

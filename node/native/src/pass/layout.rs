@@ -1,7 +1,8 @@
-//! Turns images to NHWC, where convolutions are GEMMs: one forward pass in which every image may have a twin in the other
-//! layout, made on demand, so that transposes appear only where layouts meet.
+//! Turns images to NHWC, where convolutions are GEMMs: one forward pass in which every image may have a twin
+//! in the other layout, made on demand, so that transposes appear only where layouts meet.
 //!
-//! Whether an operator is turned depends on its kind, rank and constants, never on a dimension that batches change.
+//! Whether an operator is turned depends on its kind, rank and constants, never on a dimension that batches
+//! change.
 
 use std::collections::HashMap;
 
@@ -21,7 +22,8 @@ const TO_NHWC: [i64; 4] = [0, 2, 3, 1];
 /// And back.
 const TO_NCHW: [i64; 4] = [0, 3, 1, 2];
 
-/// The first convolution reads NCHW directly up to so many channels: with few, its vectors run over filters all the same.
+/// The first convolution reads NCHW directly up to so many channels: with few, its vectors run over filters
+/// all the same.
 const STEM_CHANNELS_MAX: usize = 4;
 
 /// Turns what can be.
@@ -168,8 +170,8 @@ impl Turner<'_> {
         true
     }
 
-    /// Images whose channels are no multiple of four, the bytes that kernels multiply at once, get more of them on their
-    /// way to NHWC, with weights of zero. Sums of integers do not change.
+    /// Images whose channels are no multiple of four, the bytes that kernels multiply at once, get more of
+    /// them on their way to NHWC, with weights of zero. Sums of integers do not change.
     fn widened(
         &mut self,
         x: ValueId,

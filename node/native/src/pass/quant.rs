@@ -1,16 +1,23 @@
-//! Integers where the model means integers: dequantise, operator, quantise becomes an integer operator where results
-//! agree within one step; everything else stays a float island.
+//! Integers where the model means integers: dequantise, operator, quantise becomes an integer operator where
+//! results agree within one step; everything else stays a float island.
 //!
-//! - A convolution between quantised values becomes [`Op::QConv`]; so does `QLinearConv` with constant scales.
+//! - A convolution between quantised values becomes [`Op::QConv`]; so does `QLinearConv` with constant
+//!   scales.
 //! - Quantising what was dequantised with the same step gives the bytes back.
 //! - What only moves elements, or takes maxima, moves the bytes.
-//! - A quantise goes before what only moves elements, so that it meets what it can join.
-//! - Another step, or a ReLU, is a table over bytes: both roundings stay, so results are those of the float form.
+//! - A quantise goes before what only moves elements, so that it meets what it can join; before a maximum
+//!   too, of values among which there is no NaN.
+//! - Another step, or a ReLU, is a table over bytes: both roundings stay, so results are those of the float
+//!   form.
+//!
+//! Invariant: what is refused when shapes are bound stays refused. A dequantise checks that its bytes are of
+//! its zero point's type; so it goes only where what takes its place checks that too, or where the type is
+//! known here.
 
 use crate::graph::ir::{Graph, Node, ValueId};
 use crate::graph::linked::Linked;
 use crate::ops::Op;
-use crate::ops::elementwise::Unary;
+use crate::ops::elementwise::{Binary, Unary};
 use crate::ops::pool::Pool;
 use crate::ops::qimage::{QConv, Step, Table};
 use crate::tensor::{DType, Tensor};
@@ -20,14 +27,110 @@ pub fn integers(graph: &mut Graph) {
     for at in 0..graph.nodes.len() {
         qlinear_conv(graph, at);
     }
+    let bounds = bounds(graph);
     let graph = &mut Linked::new(graph);
     // Each rule looks at a quantise and what is before it; rules feed each other in graph order.
     for at in 0..graph.nodes.len() {
         let mut next = matches!(graph.nodes[at].op, Op::Quantize { .. }).then_some(at);
         while let Some(at) = next {
-            next = quantize(graph, at);
+            next = quantize(graph, &bounds, at);
         }
     }
+}
+
+/// How far each value may be from nought, at most, as real numbers are; `None` where it may be NaN, as far as
+/// is seen here.
+fn bounds(graph: &Graph) -> Vec<Option<f64>> {
+    // An integer of 32 bits, which the distance of a quantised one from its zero point is too.
+    const INTEGER_MAX: f64 = (1_u64 << 31) as f64;
+    // Finite products and sums are NaN only where infinities meet: what may come near them is not followed.
+    let finite = |most: f64| (most < f64::from(f32::MAX) / 2.0).then_some(most);
+    let makers = graph.producers();
+    let largest = |tensor: &Tensor| {
+        let floats = (tensor.dtype() == DType::F32).then(|| tensor.values::<f32>())?;
+        let mut sizes = floats.iter().map(|value| f64::from(value.abs()));
+        sizes.try_fold(0.0, |most: f64, size| size.is_finite().then(|| most.max(size)))
+    };
+    let mut bounds = vec![None; graph.values.len()];
+    for node in &graph.nodes {
+        let of = |i: usize| {
+            let id = node.input(i)?;
+            graph.data(id).map_or(bounds[id.index()], largest)
+        };
+        let bound = match &node.op {
+            Op::Dequantize { .. } => {
+                graph.input_data(node, 1).and_then(largest).map(|most| most * INTEGER_MAX)
+            }
+            Op::Unary(Unary::Relu)
+            | Op::Reshape { .. }
+            | Op::Flatten { .. }
+            | Op::Squeeze
+            | Op::Unsqueeze
+            | Op::Transpose { .. }
+            | Op::Identity => of(0),
+            // A window beyond the image has no element: its maximum is infinite.
+            Op::Pool { pool: Pool::Max { .. }, .. } => of(0).map(|_| f64::INFINITY),
+            Op::Concat { .. } => {
+                let parts = (0..node.inputs.len()).map(of);
+                parts.reduce(|all, part| Some(all?.max(part?))).flatten()
+            }
+            Op::ConvInteger { .. } | Op::MatMulInteger => Some(INTEGER_MAX),
+            Op::Cast { to: DType::F32 } => of(0),
+            Op::Binary(Binary::Mul) => (|| finite(of(0)? * of(1)?))(),
+            Op::Binary(Binary::Add | Binary::Sub) => (|| finite(of(0)? + of(1)?))(),
+            Op::Conv { .. } => {
+                let stored = node.input(1).and_then(|id| {
+                    let made = makers[id.index()].map(|at| &graph.nodes[at]);
+                    graph.data(id).or_else(|| graph.input_data(made?, 0))
+                });
+                let products = stored.map(|weights| weights.len() as f64);
+                let bias = if node.input(2).is_some() { of(2) } else { Some(0.0) };
+                (|| finite(of(0)? * of(1)? * products? + bias?))()
+            }
+            _ => None,
+        };
+        if let Some(Some(id)) = node.outputs.first() {
+            bounds[id.index()] = bound;
+        }
+    }
+    bounds
+}
+
+/// Moves and maxima of bytes that are gone through to find their type. There are one or two between operators
+/// that say it.
+const MOVES_MAX: usize = 64;
+
+/// The type of quantised values; `None` where it is only known when shapes are bound.
+fn bytes_type(graph: &Linked<'_>, mut id: ValueId) -> Option<DType> {
+    for _ in 0..MOVES_MAX {
+        if let Some(tensor) = graph.data(id) {
+            return Some(tensor.dtype());
+        }
+        let node = &graph.nodes[graph.maker(id)?];
+        match &node.op {
+            Op::Quantize { to, .. } if node.input(2).is_none() => return Some(to.unwrap_or(DType::U8)),
+            Op::Quantize { .. } => return graph.input_data(node, 2).map(Tensor::dtype),
+            Op::QLinearConv { .. } | Op::QLinearMatMul => {
+                return graph.input_data(node, 7).map(Tensor::dtype);
+            }
+            Op::QConv(conv) => return Some(conv.to),
+            Op::Table(table) => return Some(table.to),
+            Op::Pool { pool: Pool::Max { .. }, .. }
+            | Op::Reshape { .. }
+            | Op::Flatten { .. }
+            | Op::Squeeze
+            | Op::Unsqueeze
+            | Op::Transpose { .. }
+            | Op::Identity
+            | Op::Concat { .. }
+                if node.outputs.first() == Some(&Some(id)) =>
+            {
+                id = node.input(0)?;
+            }
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// The step of a quantise or dequantise.
@@ -54,7 +157,7 @@ fn dequantized(graph: &Linked<'_>, id: ValueId) -> Option<(ValueId, Step)> {
 }
 
 /// One quantise: looks at what it quantises. Where it goes before that, the quantise to look at next.
-fn quantize(graph: &mut Linked<'_>, at: usize) -> Option<usize> {
+fn quantize(graph: &mut Linked<'_>, bounds: &[Option<f64>], at: usize) -> Option<usize> {
     let to = step(graph, &graph.nodes[at])?;
     let x = graph.nodes[at].input(0)?;
     if let Some((bytes, from)) = dequantized(graph, x) {
@@ -92,10 +195,13 @@ fn quantize(graph: &mut Linked<'_>, at: usize) -> Option<usize> {
                 return None;
             }
             let Some((bytes, from)) = dequantized(graph, node.input(0)?) else {
-                return hoist(graph, at, before);
+                return hoist(graph, bounds, at, before);
             };
             if from != to {
-                return hoist(graph, at, before);
+                return hoist(graph, bounds, at, before);
+            }
+            if bytes_type(graph, bytes) != Some(from.dtype) {
+                return None;
             }
             let mut inputs = node.inputs.clone();
             inputs[0] = Some(bytes);
@@ -109,11 +215,15 @@ fn quantize(graph: &mut Linked<'_>, at: usize) -> Option<usize> {
     None
 }
 
-/// Quantising is monotone: it goes before the maximum or the move at `moved`, whose only reader it is. Then it may join what is
-/// there.
-fn hoist(graph: &mut Linked<'_>, at: usize, moved: usize) -> Option<usize> {
+/// Quantising is monotone: it goes before the maximum or the move at `moved`, whose only reader it is. Then
+/// it may join what is there. NaN alone is the greatest of floats, and the least of bytes: before a maximum
+/// it must not occur.
+fn hoist(graph: &mut Linked<'_>, bounds: &[Option<f64>], at: usize, moved: usize) -> Option<usize> {
     let node = graph.nodes[moved].clone();
     let x = node.input(0)?;
+    if matches!(node.op, Op::Pool { .. }) && bounds.get(x.index()).copied().flatten().is_none() {
+        return None;
+    }
     let before = graph.maker(x)?;
     let joins = matches!(
         graph.nodes[before].op,
@@ -141,17 +251,18 @@ fn hoist(graph: &mut Linked<'_>, at: usize, moved: usize) -> Option<usize> {
     Some(new)
 }
 
-/// Bytes of one step become bytes of another, after a ReLU or not: in the convolution that made them, else by a table.
+/// Bytes of one step become bytes of another, after a ReLU or not: in the convolution that made them, else by
+/// a table.
 fn restep(graph: &mut Linked<'_>, at: usize, bytes: ValueId, from: Step, to: Step, relu: bool) -> Option<()> {
     let output = graph.nodes[at].outputs[0]?;
-    if from == to && !relu {
+    if from == to && !relu && bytes_type(graph, bytes) == Some(from.dtype) {
         graph.rewrite(at, Op::Identity, vec![Some(bytes)]);
         return Some(());
     }
     // With one step on both sides a ReLU is a bound, and nothing is rounded twice.
     if let Some(made) = graph.maker(bytes)
         && from == to
-        && matches!(graph.nodes[made].op, Op::QConv(_))
+        && matches!(&graph.nodes[made].op, Op::QConv(conv) if conv.to == from.dtype)
         && reads_of_bytes_are_one(graph, bytes, at)
     {
         if let Op::QConv(conv) = graph.op_mut(made) {
@@ -168,7 +279,8 @@ fn restep(graph: &mut Linked<'_>, at: usize, bytes: ValueId, from: Step, to: Ste
     Some(())
 }
 
-/// Whether bytes are read by one dequantise only, and its result by nothing but what leads to the quantise at `at`.
+/// Whether bytes are read by one dequantise only, and its result by nothing but what leads to the quantise at
+/// `at`.
 fn reads_of_bytes_are_one(graph: &Linked<'_>, bytes: ValueId, at: usize) -> bool {
     let mut value = bytes;
     loop {
@@ -191,7 +303,7 @@ fn table(graph: &mut Linked<'_>, at: usize, bytes: ValueId, from: Step, to: Step
         to.byte(if relu && value < 0.0 { 0.0 } else { value }) as u8
     };
     let entries = (0..=255).map(entry).collect();
-    graph.rewrite(at, Op::Table(Table { entries, to: to.dtype }), vec![Some(bytes)]);
+    graph.rewrite(at, Op::Table(Table { entries, from: from.dtype, to: to.dtype }), vec![Some(bytes)]);
 }
 
 /// A concat of dequantised values, quantised: a concat of bytes, each brought to the result's step.
@@ -201,7 +313,7 @@ fn concat(graph: &mut Linked<'_>, at: usize, node: &Node, axis: i64, to: Step) -
     let name = graph.nodes[at].name.clone();
     let mut tables = Vec::new();
     for (bytes, from) in parts? {
-        if from == to {
+        if from == to && bytes_type(graph, bytes) == Some(from.dtype) {
             inputs.push(Some(bytes));
         } else {
             let made = graph.value();
@@ -272,15 +384,19 @@ fn weights(graph: &Linked<'_>, id: ValueId) -> Option<(Tensor, Vec<f32>)> {
     if bytes.shape().len() != 4 || scales.block != 0 || scale.dtype() != DType::F32 {
         return None;
     }
-    let per_filter = scale.len() == bytes.shape()[0] && matches!(scales.axis, 0 | -4);
-    if !(scale.len() == 1 || per_filter) {
+    let per_filter = scale.shape() == [bytes.shape()[0]] && matches!(scales.axis, 0 | -4);
+    if !(scale.len() == 1 || per_filter) || zeros.is_some_and(|zeros| zeros.len() != scale.len()) {
         return None;
     }
     Some((around_zero(bytes, zeros)?, scale.floats()))
 }
 
-/// `i8` weights as they are, or `u8` weights around 128 moved; others do not fit a signed byte.
+/// `i8` weights as they are, or `u8` weights around 128 moved; others do not fit a signed byte. Zero points
+/// of another type are no zero points.
 fn around_zero(bytes: &Tensor, zeros: Option<&Tensor>) -> Option<Tensor> {
+    if zeros.is_some_and(|zeros| zeros.dtype() != bytes.dtype()) {
+        return None;
+    }
     let all = |wanted: i64| match zeros {
         None => wanted == 0,
         Some(zeros) => zeros.ints().is_some_and(|zeros| zeros.iter().all(|zero| *zero == wanted)),
@@ -311,12 +427,16 @@ fn integer_bias(
             let (bias, scale) = (graph.input_data(node, 0)?, graph.input_data(node, 1)?);
             let plain = match node.inputs.get(2).copied().flatten() {
                 None => true,
-                Some(zero) => graph.data(zero)?.ints()?.iter().all(|zero| *zero == 0),
+                Some(zero) => {
+                    let zero = graph.data(zero)?;
+                    let fits = zero.dtype() == DType::I32 && zero.len() == scale.len();
+                    fits && zero.ints()?.iter().all(|zero| *zero == 0)
+                }
             };
             if bias.dtype() != DType::I32 || !plain || scale.dtype() != DType::F32 {
                 return None;
             }
-            if bias.len() != filters || !(scale.len() == 1 || scale.len() == filters) {
+            if bias.shape() != [filters] || !(scale.len() == 1 || scale.shape() == [filters]) {
                 return None;
             }
             let scale = scale.floats();

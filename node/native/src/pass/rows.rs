@@ -1,12 +1,13 @@
 //! Whether a graph with shapes computes each row of a batch by itself.
 //!
-//! Where it does, a batch may be run in parts, to the same bits: a row's bits do not depend on its batch. The answer is no
-//! wherever it is not plainly yes.
+//! Where it does, a batch may be run in parts, to the same bits: a row's bits do not depend on its batch. The
+//! answer is no wherever it is not plainly yes.
 
 use crate::graph::ir::{Graph, Node, ValueId};
 use crate::ops::Op;
 
-/// Whether all inputs and outputs have `rows` as their first dimension, and every node between keeps rows apart.
+/// Whether all inputs and outputs have `rows` as their first dimension, and every node between keeps rows
+/// apart.
 pub fn apart(graph: &Graph, rows: usize) -> bool {
     let first =
         |id: ValueId| graph.values[id.index()].out.as_ref().and_then(|out| out.shape.first()) == Some(&rows);
@@ -31,13 +32,15 @@ pub fn apart(graph: &Graph, rows: usize) -> bool {
     graph.outputs.iter().all(|id| rowed[id.index()] && first(*id))
 }
 
-/// Whether an output may depend on the number of rows otherwise than by its own shape: it is computed from a shape, or one of two
-/// branches is chosen. A part of the batch has another number. The graph is the one before shapes were bound and folded.
+/// Whether an output may depend on the number of rows otherwise than by its own shape: it is computed from a
+/// shape, or one of two branches is chosen. A part of the batch has another number. The graph is the one
+/// before shapes were bound and folded.
 pub fn counts_rows(graph: &Graph) -> bool {
     let mut counts = vec![false; graph.values.len()];
     for node in &graph.nodes {
         let from = node.inputs.iter().enumerate().any(|(i, id)| {
-            // What only says how the same elements are read gives them another shape, and `keeps` looks at that.
+            // What only says how the same elements are read gives them another shape, and `keeps` looks at
+            // that.
             let is_view = i == 1 && matches!(node.op, Op::Reshape { .. });
             !is_view && id.is_some_and(|id| counts[id.index()])
         });

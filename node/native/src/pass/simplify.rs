@@ -1,5 +1,5 @@
-//! Rewrites that need no shapes: identities go, a batch normalisation goes into the convolution before it, the long form
-//! of GELU becomes one operator.
+//! Rewrites that need no shapes: identities go, a batch normalisation goes into the convolution before it,
+//! the long form of GELU becomes one operator.
 
 use crate::graph::ir::{Graph, ValueId};
 use crate::ops::Op;

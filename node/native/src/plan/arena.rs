@@ -1,5 +1,5 @@
-//! Laying values out in one arena: interval colouring, largest first, each at the lowest offset that is free while it
-//! lives.
+//! Laying values out in one arena: interval colouring, largest first, each at the lowest offset that is free
+//! while it lives.
 
 use std::ops::Range;
 

@@ -1,5 +1,5 @@
-//! Binding: a graph specialised for concrete input shapes. Every value gets a type and a shape; nodes whose inputs are
-//! known are computed; an `If` whose condition is known becomes its branch.
+//! Binding: a graph specialised for concrete input shapes. Every value gets a type and a shape; nodes whose
+//! inputs are known are computed; an `If` whose condition is known becomes its branch.
 
 use std::collections::HashMap;
 
@@ -13,8 +13,9 @@ use crate::ops::{Op, Target, infer};
 /// Specialises `graph` for inputs of these types and shapes.
 ///
 /// # Errors
-/// [`RunError::Arena`] where an input alone takes more than an arena may; [`RunError::Op`], with [`OpError::Dynamic`] inside where a shape depends on data that comes with the run.
-pub fn bind(graph: &Graph, inputs: &[Out], limits: Limits, target: Target) -> Result<Graph, RunError> {
+/// [`RunError::Arena`] where an input alone takes more than an arena may; [`RunError::Op`], with
+/// [`OpError::Dynamic`] inside where a shape depends on data that comes with the run.
+pub fn bind(graph: &Graph, inputs: &[Out], limits: Limits, target: Target<'_>) -> Result<Graph, RunError> {
     let bytes_max = limits.arena_bytes_max;
     if let Some(large) =
         inputs.iter().map(|out| extent(out.dtype, &out.shape)).find(|x| *x > bytes_max.into())
@@ -34,13 +35,13 @@ pub fn bind(graph: &Graph, inputs: &[Out], limits: Limits, target: Target) -> Re
     Ok(binder.bound)
 }
 
-struct Binder {
+struct Binder<'a> {
     bound: Graph,
     limits: Limits,
-    target: Target,
+    target: Target<'a>,
 }
 
-impl Binder {
+impl Binder<'_> {
     /// The bound value of a value: constants are taken over on first use.
     fn take(&mut self, graph: &Graph, map: &mut HashMap<ValueId, ValueId>, id: ValueId) -> ValueId {
         *map.entry(id).or_insert_with(|| {

@@ -1,5 +1,5 @@
-//! Frees what a program no longer reads once it has a plan: the model's file, and weights that kernels have in a form of
-//! their own.
+//! Frees what a program no longer reads once it has a plan: the model's file, and weights that kernels have
+//! in a form of their own.
 
 use std::sync::Arc;
 
@@ -8,8 +8,9 @@ use crate::ops::Op;
 use crate::plan::schedule::Plan;
 use crate::tensor::Tensor;
 
-/// The graph with each constant in one place of memory, and none in the model's file: weights that the plan packed are
-/// kept packed alone, and what it reads as it is, is shared with it. `None` where there is nothing to free.
+/// The graph with each constant in one place of memory, and none in the model's file: weights that the plan
+/// packed are kept packed alone, and what it reads as it is, is shared with it. `None` where there is nothing
+/// to free.
 pub fn condense(graph: &Graph, plan: Option<&Plan>) -> Option<Graph> {
     let consts = plan.map_or(&[][..], |plan| &plan.consts);
     let mut freed = None;

@@ -1,18 +1,21 @@
 //! Weights in the layout that kernels read, made once and shared by every plan and session of the process.
 //!
-//! A tensor remembers its own packed forms. Those of other tensors, of another program for the same model say, are found
-//! by their bytes: packing is cheaper than a digest of what is packed. A form lives as long as a plan or a tensor holds it.
+//! A tensor remembers its own packed forms. Those of other tensors, of another program for the same model
+//! say, are found by their bytes: packing is cheaper than a digest of what is packed. A form lives as long as
+//! a plan or a tensor holds it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-pub use crate::tensor::form::Layout;
-use crate::tensor::{AlignedBuf, Tensor};
+use crate::error::OpError;
+use crate::ops::Target;
+use crate::tensor::Tensor;
+pub use crate::tensor::form::{Layout, PackedBuf, Packing};
 
 /// A layout, and [`fingerprint`].
 type Key = (Layout, u64);
 
-type Shared = HashMap<Key, Vec<Weak<AlignedBuf>>>;
+type Shared = HashMap<Key, Vec<Weak<PackedBuf>>>;
 
 static SHARED: Mutex<Option<Shared>> = Mutex::new(None);
 
@@ -24,28 +27,32 @@ pub fn bytes() -> usize {
 }
 
 /// The packed form of `tensor`, made by `pack` unless there is one; `unpack` is the way back.
+///
+/// # Errors
+/// [`OpError::TooLarge`] where the program may not pack so much, [`OpError::Memory`].
 pub fn packed(
+    target: Target<'_>,
     tensor: &Tensor,
     layout: Layout,
     len: usize,
     pack: impl FnOnce(&mut [u8]),
     unpack: impl Fn(&[u8], &mut [u8]) + Send + Sync + 'static,
-) -> Arc<AlignedBuf> {
+) -> Result<Arc<PackedBuf>, OpError> {
     tensor.forms().get_or_make(layout, |layout| {
-        let mut made = AlignedBuf::zeroed(len);
+        let mut made = PackedBuf::zeroed(len, target.packing)?;
         pack(made.bytes_mut());
-        (shared(layout.clone(), made), Arc::new(unpack))
+        Ok((shared(layout.clone(), made), Arc::new(unpack)))
     })
 }
 
 /// The buffer of the process with these bytes: one that is alive, or this.
-fn shared(layout: Layout, made: AlignedBuf) -> Arc<AlignedBuf> {
+fn shared(layout: Layout, made: PackedBuf) -> Arc<PackedBuf> {
     let key = (layout, fingerprint(made.bytes()));
-    let mut others: Vec<Arc<AlignedBuf>> = Vec::new();
+    let mut others: Vec<Arc<PackedBuf>> = Vec::new();
     loop {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         let map = shared.get_or_insert_default();
-        let alike: Vec<Arc<AlignedBuf>> = map
+        let alike: Vec<Arc<PackedBuf>> = map
             .get(&key)
             .into_iter()
             .flatten()
@@ -64,8 +71,8 @@ fn shared(layout: Layout, made: AlignedBuf) -> Arc<AlignedBuf> {
             list.push(Arc::downgrade(&buffer));
             return buffer;
         }
-        // Compared without the lock, since that takes as long as reading both. Somebody may add the same bytes meanwhile: so
-        // what is new is compared too, until nothing is.
+        // Compared without the lock, since that takes as long as reading both. Somebody may add the same
+        // bytes meanwhile: so what is new is compared too, until nothing is.
         drop(shared);
         if let Some(same) = alike.iter().find(|buffer| buffer.bytes() == made.bytes()) {
             return Arc::clone(same);
@@ -87,13 +94,42 @@ fn fingerprint(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    fn form(tensor: &Tensor, kernel: &'static str) -> Arc<AlignedBuf> {
+    fn form_within(
+        packing: &Arc<Packing>,
+        tensor: &Tensor,
+        kernel: &'static str,
+    ) -> Result<Arc<PackedBuf>, OpError> {
         let layout = Layout { kernel, numbers: vec![tensor.len()] };
         let reverse = |from: &[u8], to: &mut [u8]| {
             to.copy_from_slice(from);
             to.reverse();
         };
-        packed(tensor, layout, tensor.bytes().len(), |out| reverse(tensor.bytes(), out), reverse)
+        let target = Target { kernels: roost_kernels::Kernels::best(), packing };
+        packed(target, tensor, layout, tensor.bytes().len(), |out| reverse(tensor.bytes(), out), reverse)
+    }
+
+    fn form(tensor: &Tensor, kernel: &'static str) -> Arc<PackedBuf> {
+        form_within(&Packing::new(u64::MAX), tensor, kernel).expect("there is room")
+    }
+
+    #[test]
+    fn forms_count_until_nobody_reads_them() {
+        let packing = Packing::new(500);
+        let [a, b] = [11_u8, 13].map(|byte| Tensor::of(&[200], &[byte; 200]));
+        let form = |tensor, kernel| form_within(&packing, tensor, kernel);
+        let first = form(&a, "counted").expect("there is room");
+        let again = form(&a, "counted").expect("it is there");
+        assert_eq!(packing.bytes(), 200);
+        let second = form(&b, "counted").expect("there is room");
+        assert_eq!(form(&a, "other").err(), Some(OpError::TooLarge { bytes: 600, bytes_max: 500 }));
+        assert_eq!(packing.bytes(), 400);
+        // Equal bytes of another tensor are one form, which counts once.
+        let equal = form_within(&Packing::new(200), &Tensor::of(&[200], &[11_u8; 200]), "counted");
+        assert!(Arc::ptr_eq(&first, &equal.expect("there is room")));
+        drop(second);
+        form(&a, "other").expect("there is room again");
+        drop((first, again));
+        assert_eq!(packing.bytes(), 0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! From a bound graph to steps over one arena.
 //!
-//! Views (reshapes, contiguous slices) get no step: they are ranges of what they look at. Every other node is a step
-//! with a kernel, the places of its inputs, and the ranges of its outputs and scratch.
+//! Views (reshapes, contiguous slices) get no step: they are ranges of what they look at. Every other node is
+//! a step with a kernel, the places of its inputs, and the ranges of its outputs and scratch.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -73,8 +73,8 @@ struct Place {
     stride: Option<usize>,
 }
 
-/// Parts of a concat on the last axis are written where they belong by the operators that make them, if all can: such a
-/// concat gets no step. Gives which nodes these are.
+/// Parts of a concat on the last axis are written where they belong by the operators that make them, if all
+/// can: such a concat gets no step. Gives which nodes these are.
 fn concats(graph: &Graph, places: &mut [Place]) -> Vec<bool> {
     let (uses, producers) = (graph.uses(), graph.producers());
     let mut joined = vec![false; graph.nodes.len()];
@@ -113,7 +113,7 @@ fn concats(graph: &Graph, places: &mut [Place]) -> Vec<bool> {
 ///
 /// # Errors
 /// [`RunError::Op`] where an operator has no kernel for these types, [`RunError::Arena`].
-pub fn schedule(graph: &Graph, target: Target, limits: Limits) -> Result<Plan, RunError> {
+pub fn schedule(graph: &Graph, target: Target<'_>, limits: Limits) -> Result<Plan, RunError> {
     let mut places: Vec<Place> =
         (0..graph.values.len()).map(|i| Place { root: ValueId(i as u32), offset: 0, stride: None }).collect();
     let joined = concats(graph, &mut places);
@@ -150,7 +150,12 @@ struct Lowering {
     outs: Vec<Out>,
 }
 
-fn lowering(graph: &Graph, node: &Node, stride: Option<usize>, target: Target) -> Result<Lowering, OpError> {
+fn lowering(
+    graph: &Graph,
+    node: &Node,
+    stride: Option<usize>,
+    target: Target<'_>,
+) -> Result<Lowering, OpError> {
     let facts: Vec<_> = node.inputs.iter().map(|id| id.and_then(|id| fact(graph, id))).collect();
     let outs = crate::ops::infer(&node.op, Facts(&facts))?;
     let strided = match stride {

@@ -102,7 +102,8 @@ fn perceptron() -> Arc<Program> {
     )
 }
 
-/// Runs `rows` rows in the parts that the program makes of them and by one plan; gives the sizes of the parts.
+/// Runs `rows` rows in the parts that the program makes of them and by one plan; gives the sizes of the
+/// parts.
 fn sizes(program: &Arc<Program>, row: &[usize], rows: usize) -> Vec<(usize, usize)> {
     let mut shape = vec![rows];
     shape.extend(row);

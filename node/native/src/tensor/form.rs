@@ -1,12 +1,94 @@
 //! Weights in the form that kernels read, as seen from the tensor: which forms it has, and the way back.
 //!
-//! Laying weights out loses nothing, so a weight that only kernels read is kept in their form alone. Whoever asks for its
-//! bytes all the same (a plan for other shapes that reads it another way, the interpreter) gets them, laid out anew.
+//! Laying weights out loses nothing, so a weight that only kernels read is kept in their form alone. Whoever
+//! asks for its bytes all the same (a plan for other shapes that reads it another way, the interpreter) gets
+//! them, laid out anew.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::AlignedBuf;
+use crate::error::OpError;
+
+/// What the packed weights of a program take in memory, against what they may.
+#[derive(Debug)]
+pub struct Packing {
+    bytes: AtomicU64,
+    bytes_max: u64,
+}
+
+impl Packing {
+    /// None yet, of so many bytes at most.
+    pub fn new(bytes_max: u64) -> Arc<Self> {
+        Arc::new(Self { bytes: AtomicU64::new(0), bytes_max })
+    }
+
+    /// Bytes that packed weights take now.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that they may take.
+    pub fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+}
+
+/// A weight in the form of a kernel. It counts among those of the program that made it, until nobody reads it
+/// any more.
+#[derive(Debug)]
+pub struct PackedBuf {
+    buf: AlignedBuf,
+    packing: Arc<Packing>,
+}
+
+impl PackedBuf {
+    /// `len` zero bytes, counted.
+    ///
+    /// # Errors
+    /// [`OpError::TooLarge`] before any is allocated, where they are too many beside those that count
+    /// already; [`OpError::Memory`].
+    pub fn zeroed(len: usize, packing: &Arc<Packing>) -> Result<Self, OpError> {
+        let bytes_max = packing.bytes_max;
+        let add = |bytes: u64| bytes.checked_add(len as u64).filter(|sum| *sum <= bytes_max);
+        let added = packing.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        added.map_err(|bytes| OpError::TooLarge { bytes: u128::from(bytes) + len as u128, bytes_max })?;
+        match AlignedBuf::try_zeroed(len) {
+            Ok(buf) => Ok(Self { buf, packing: Arc::clone(packing) }),
+            Err(error) => {
+                packing.bytes.fetch_sub(len as u64, Ordering::Relaxed);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The memory.
+    pub fn bytes(&self) -> &[u8] {
+        self.buf.bytes()
+    }
+
+    /// The memory, to write.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.buf.bytes_mut()
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.buf.len()
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.buf.is_empty()
+    }
+}
+
+impl Drop for PackedBuf {
+    fn drop(&mut self) {
+        self.packing.bytes.fetch_sub(self.buf.len() as u64, Ordering::Relaxed);
+    }
+}
 
 /// How a weight was packed: the kernel's name, the numbers that its layout depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -33,9 +115,9 @@ struct Known {
 
 struct Form {
     layout: Layout,
-    buffer: Weak<AlignedBuf>,
+    buffer: Weak<PackedBuf>,
     /// The buffer, where it is to live as long as the tensor.
-    held: Option<Arc<AlignedBuf>>,
+    held: Option<Arc<PackedBuf>>,
     unpack: Unpack,
 }
 
@@ -44,27 +126,30 @@ impl Forms {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The form of this layout, made by `make` unless there is one. Who asks meanwhile waits, and gets the same. Forms that
-    /// nobody holds go.
+    /// The form of this layout, made by `make` unless there is one. Who asks meanwhile waits, and gets the
+    /// same. Forms that nobody holds go.
+    ///
+    /// # Errors
+    /// As `make`.
     pub fn get_or_make(
         &self,
         layout: Layout,
-        make: impl FnOnce(&Layout) -> (Arc<AlignedBuf>, Unpack),
-    ) -> Arc<AlignedBuf> {
+        make: impl FnOnce(&Layout) -> Result<(Arc<PackedBuf>, Unpack), OpError>,
+    ) -> Result<Arc<PackedBuf>, OpError> {
         let mut known = self.lock();
         let alive = known.forms.iter().find(|form| form.layout == layout);
         if let Some(buffer) = alive.and_then(|form| form.buffer.upgrade()) {
-            return buffer;
+            return Ok(buffer);
         }
-        let (buffer, unpack) = make(&layout);
+        let (buffer, unpack) = make(&layout)?;
         let held = known.held.then(|| Arc::clone(&buffer));
         known.forms.retain(|form| form.buffer.strong_count() > 0);
         known.forms.push(Form { layout, buffer: Arc::downgrade(&buffer), held, unpack });
-        buffer
+        Ok(buffer)
     }
 
-    /// From now on forms live as long as the tensor: for programs without plans, which would else lay the weights out anew
-    /// in each run.
+    /// From now on forms live as long as the tensor: for programs without plans, which would else lay the
+    /// weights out anew in each run.
     pub fn hold(&self) {
         let mut known = self.lock();
         known.held = true;
@@ -72,7 +157,7 @@ impl Forms {
     }
 
     /// Any form.
-    pub fn first(&self) -> Option<(Arc<AlignedBuf>, Unpack)> {
+    pub fn first(&self) -> Option<(Arc<PackedBuf>, Unpack)> {
         let known = self.lock();
         known.forms.iter().find_map(|form| Some((form.buffer.upgrade()?, Arc::clone(&form.unpack))))
     }
@@ -86,7 +171,7 @@ impl fmt::Debug for Forms {
 
 /// The bytes of a tensor, in the form of a kernel.
 pub struct Packed {
-    buffer: Arc<AlignedBuf>,
+    buffer: Arc<PackedBuf>,
     unpack: Unpack,
     len: usize,
     /// The bytes, from when somebody asked for them.
@@ -95,7 +180,7 @@ pub struct Packed {
 
 impl Packed {
     /// `len` bytes in this form.
-    pub fn new((buffer, unpack): (Arc<AlignedBuf>, Unpack), len: usize) -> Self {
+    pub fn new((buffer, unpack): (Arc<PackedBuf>, Unpack), len: usize) -> Self {
         Self { buffer, unpack, len, bytes: OnceLock::new() }
     }
 

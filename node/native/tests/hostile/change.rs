@@ -1,11 +1,13 @@
-//! Changes of a model's structure, drawn from a seed: names, attributes, dimensions, types, operators, versions.
+//! Changes of a model's structure, drawn from a seed: names, attributes, dimensions, types, operators,
+//! versions.
 
 use roost_native::onnx::proto::{
     AttributeProto, DimProto, DimValue, GraphProto, ModelProto, NodeProto, ShapeProto, TensorProto,
     TensorTypeProto, TypeProto, ValueInfoProto,
 };
 
-/// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014): a seed of any kind will do.
+/// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014): a seed of any kind
+/// will do.
 pub struct Rng(pub u64);
 
 impl Rng {

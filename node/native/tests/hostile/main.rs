@@ -1,5 +1,5 @@
-//! The engine takes any bytes and any changed model: each ends in a result or a typed error, without a panic, an
-//! overflow (tests are built with their checks) or more memory than the limits allow.
+//! The engine takes any bytes and any changed model: each ends in a result or a typed error, without a panic,
+//! an overflow (tests are built with their checks) or more memory than the limits allow.
 //!
 //! A case is a seed: it names a model and what is changed in it. One that fails is printed with its seed, and
 //! `ROOST_HOSTILE_SEED=<seed> cargo test -p roost-native --test hostile <test>` repeats it alone;
@@ -32,11 +32,16 @@ use change::Rng;
 static COUNTING: memory::Counting = memory::Counting;
 
 /// Far below the defaults, so that a case which ignores them shows.
-const LIMITS: Limits =
-    Limits { nodes_max: 4_096, subgraph_depth_max: 8, folded_bytes_max: 16 << 20, arena_bytes_max: 64 << 20 };
+const LIMITS: Limits = Limits {
+    nodes_max: 4_096,
+    subgraph_depth_max: 8,
+    folded_bytes_max: 16 << 20,
+    arena_bytes_max: 64 << 20,
+    packed_bytes_max: 16 << 20,
+};
 
-/// What a case may hold at once beside the model: an arena or the live tensors of an interpretation, constants, packed
-/// weights and plans.
+/// What a case may hold at once beside the model: an arena or the live tensors of an interpretation,
+/// constants, packed weights and plans.
 const HELD_BYTES_MAX: usize = 512 << 20;
 
 /// A run ends after so many nodes, and is not begun with more bytes of inputs.

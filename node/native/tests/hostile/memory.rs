@@ -1,4 +1,5 @@
-//! An allocator that counts what each thread holds, so that tests beside each other do not count each other's.
+//! An allocator that counts what each thread holds, so that tests beside each other do not count each
+//! other's.
 #![allow(unsafe_code, reason = "an allocator that counts is unsafe by its trait")]
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -1,12 +1,11 @@
-//! The promise: the same bits on every instruction set, for any batch, planned or interpreted; and no allocation for
-//! shapes seen before.
+//! The promise: the same bits on every instruction set, for any batch, planned or interpreted; and no
+//! allocation for shapes seen before.
 
 use std::sync::{Arc, Barrier};
 
 use roost_kernels::Isa;
 use roost_native::compare::digest;
 use roost_native::exec::interpret;
-use roost_native::ops::Target;
 use roost_native::{DType, Input, Session, Tensor, inspect};
 
 use crate::empty::{Attribute, Given, full, run as run_one};
@@ -228,13 +227,13 @@ fn shapes_are_bound_anew_and_old_ones_kept() {
 
 #[test]
 fn the_interpreter_agrees_with_the_plan() {
-    // The plan fuses and turns layouts; within rounding of the folded normalisations and pools it is the same function.
+    // The plan fuses and turns layouts; within rounding of the folded normalisations and pools it is the same
+    // function.
     let name = "text_encoder_tiny";
     let program = places::program(&places::model(name), None);
     let inputs = inputs(name, 2);
     let expected = run(&mut Session::new(Arc::clone(&program)), &inputs);
-    let target = Target { kernels: roost_kernels::Kernels::best() };
-    let context = interpret::Context { bytes_max: 1 << 30, cancelled: &|| false, target };
+    let context = interpret::Context { bytes_max: 1 << 30, cancelled: &|| false, target: program.target() };
     let found = interpret::graph(&program.graph(), inputs, context).expect("it runs");
     for (found, expected) in found.iter().zip(&expected) {
         assert_eq!(found.bytes(), expected.bytes());

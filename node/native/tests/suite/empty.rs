@@ -1,5 +1,5 @@
-//! Dimensions and attributes of nought: every operator gives the right empty result or a typed error, never a panic, for
-//! constants in the model and for inputs of the run.
+//! Dimensions and attributes of nought: every operator gives the right empty result or a typed error, never a
+//! panic, for constants in the model and for inputs of the run.
 
 use bytes::Bytes;
 use prost::Message;

@@ -3,11 +3,13 @@
 use bytes::Bytes;
 use prost::Message;
 use roost_native::onnx::external::Files;
+use roost_native::onnx::import::PACKED_TIMES;
 use roost_native::onnx::proto::{
     AttributeProto, DimProto, DimValue, GraphProto, ModelProto, NodeProto, OperatorSetId, ShapeProto,
     TensorProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
 use roost_native::program::Options;
+use roost_native::tensor::NoMemory;
 use roost_native::{DType, ImportError, Input, Limits, Model, OpError, Program, RunError, Session, Tensor};
 
 fn info(name: &str, dims: &[i64]) -> ValueInfoProto {
@@ -72,6 +74,19 @@ fn nested_model(depth: usize) -> Bytes {
         ..TensorProto::default()
     };
     model(nested(depth, "y"), 1, vec![flag])
+}
+
+/// Multiplies `x`, of so many numbers, by a column of zeros that folding makes.
+fn column(numbers: i64) -> Bytes {
+    let shape = TensorProto {
+        name: "shape".into(),
+        dims: vec![2],
+        data_type: DType::I64.onnx(),
+        int64_data: vec![numbers, 1],
+        ..TensorProto::default()
+    };
+    let nodes = vec![node("ConstantOfShape", &["shape"], "zeros"), node("MatMul", &["x", "zeros"], "y")];
+    model(nodes, numbers, vec![shape])
 }
 
 /// Adds to `x`, of one number, a constant of `numbers` zeros, which folding makes.
@@ -191,27 +206,101 @@ fn what_folding_may_not_make_is_computed_in_each_run() {
     assert_eq!(said, Said::TooLarge { bytes: (1 << 19) + 4, bytes_max: 1 << 19 });
 }
 
+/// Weights of a few bytes in the file must not become many in a kernel's layout, where a column is a whole
+/// panel.
+#[test]
+fn weights_are_laid_out_within_their_limit() {
+    let import = |numbers: i64, limits| {
+        let model = Model::import_bytes(column(numbers), &Files::new(), limits).expect("it imports");
+        Program::compile(model, Options::default()).expect("it compiles")
+    };
+    let file_bytes = column(1000).len() as u64;
+    let all = Limits::default();
+    let packed = import(1000, all).target().kernels.gemm(1000, 1).packed_len() as u64 * 4;
+    let beside = packed - PACKED_TIMES * file_bytes;
+    let limits = |packed_bytes_max| Limits { packed_bytes_max, ..all };
+    assert_eq!(met(column(1000), 1000, limits(beside)), Said::Well);
+    let bytes_max = packed - 1;
+    let refused = Said::TooLarge { bytes: packed.into(), bytes_max };
+    assert_eq!(met(column(1000), 1000, limits(beside - 1)), refused);
+    // 256 MiB of zeros, which folding may make; a panel of them takes gigabytes.
+    let large = import(1 << 26, all);
+    assert_eq!(large.target().packing.bytes(), 0);
+    let Err(RunError::Op { source: OpError::TooLarge { bytes, bytes_max }, .. }) =
+        large.bucket(&[vec![1 << 26]]).map(|_| ())
+    else {
+        panic!("it is laid out")
+    };
+    assert!(bytes >= 1 << 31 && (1 << 30..(1 << 30) + 4096).contains(&bytes_max), "{bytes} {bytes_max}");
+}
+
+#[test]
+fn an_arena_that_the_system_does_not_have_is_an_error() {
+    let limits = Limits { arena_bytes_max: u64::MAX, ..Limits::default() };
+    let shape = TensorProto {
+        name: "shape".into(),
+        dims: vec![1],
+        data_type: DType::I64.onnx(),
+        int64_data: vec![1 << 55],
+        ..TensorProto::default()
+    };
+    let bytes = model(vec![node("Expand", &["x", "shape"], "y")], 1, vec![shape]);
+    let model = Model::import_bytes(bytes, &Files::new(), limits).expect("it imports");
+    let program = Program::compile(model, Options::default()).expect("it compiles");
+    let x = Tensor::of(&[1], &[0.5_f32]);
+    let run = Session::new(program).run(&[Input::from(&x)], &mut Vec::<Tensor>::new(), &|| false);
+    let Err(RunError::Memory(NoMemory { bytes })) = run else { panic!("{run:?}") };
+    assert_eq!(bytes, 1 << 57);
+}
+
 /// A chain that a pass goes along costs it no stack.
 #[test]
-fn a_quantise_after_a_long_chain_of_pools_is_taken() {
-    let numbers = [("step", DType::F32, 0.5_f32.to_le_bytes().to_vec()), ("zero", DType::U8, vec![3])];
+fn a_quantise_goes_before_a_long_chain_of_pools() {
+    let numbers = [
+        ("step", DType::F32, 0.5_f32.to_le_bytes().to_vec()),
+        ("other", DType::F32, 1.5_f32.to_le_bytes().to_vec()),
+        ("zero", DType::U8, vec![3]),
+    ];
     let initializer = numbers.map(|(name, dtype, bytes)| TensorProto {
         name: name.into(),
         data_type: dtype.onnx(),
         raw_data: Bytes::from(bytes),
         ..TensorProto::default()
     });
-    let nodes = 30_000;
-    let name = |i: usize| if i == 0 { "x".to_owned() } else { format!("v{i}") };
-    let mut chain: Vec<NodeProto> = (0..nodes).map(|i| node("Squeeze", &[&name(i)], &name(i + 1))).collect();
-    chain.push(node("QuantizeLinear", &[&name(nodes), "step", "zero"], "q"));
-    chain.push(node("DequantizeLinear", &["q", "step", "zero"], "y"));
-    let model = Model::import_bytes(model(chain, 2, initializer.to_vec()), &Files::new(), Limits::default());
-    let program = Program::compile(model.expect("it imports"), Options::default()).expect("it compiles");
+    let pools = 30_000;
+    let name = |i: usize| format!("v{i}");
+    let kernel = AttributeProto {
+        name: "kernel_shape".into(),
+        kind: 7,
+        ints: vec![1, 1],
+        ..AttributeProto::default()
+    };
+    let pool = |i: usize| NodeProto {
+        attribute: vec![kernel.clone()],
+        ..node("MaxPool", &[&name(i)], &name(i + 1))
+    };
+    let mut chain = vec![node("QuantizeLinear", &["x", "step", "zero"], "p")];
+    chain.push(node("DequantizeLinear", &["p", "step", "zero"], &name(0)));
+    chain.extend((0..pools).map(pool));
+    chain.push(node("QuantizeLinear", &[&name(pools), "other", "zero"], "q"));
+    chain.push(node("DequantizeLinear", &["q", "other", "zero"], "y"));
+    let mut proto = ModelProto::decode(model(chain, 2, initializer.to_vec())).expect("a model");
+    let graph = proto.graph.as_mut().expect("a graph");
+    graph.input[0] = info("x", &[1, 1, 1, 2]);
+    graph.output[0] = info("y", &[1, 1, 1, 2]);
+    let bytes = Bytes::from(proto.encode_to_vec());
+    let model = Model::import_bytes(bytes, &Files::new(), Limits::default()).expect("it imports");
+    let program = Program::compile(model, Options::default()).expect("it compiles");
+    // Nothing is quantised behind the pools any more, and they pool bytes.
+    let names: Vec<&str> = program.graph().nodes.iter().map(|node| node.op.name()).collect();
+    assert_eq!(names.len(), pools + 3);
+    assert_eq!(names[..3], ["QuantizeLinear", "Table", "Pool"]);
+    assert_eq!(names[pools..], ["Pool", "Pool", "DequantizeLinear"]);
     let mut found: Vec<Tensor> = Vec::new();
-    let x = Tensor::of(&[2], &[1.4_f32, -7.0]);
+    let x = Tensor::of(&[1, 1, 1, 2], &[2.4_f32, -7.0]);
     Session::new(program).run(&[Input::from(&x)], &mut found, &|| false).expect("it runs");
-    assert_eq!(found[0].floats(), [1.5, -1.5]);
+    // 2.5 is nearest to one and a half times 2, -1.5 to one of -1.
+    assert_eq!(found[0].floats(), [3.0, -1.5]);
 }
 
 /// What one node of a file becomes counts, too.

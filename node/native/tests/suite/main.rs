@@ -9,5 +9,6 @@ mod limits;
 mod models;
 mod networks;
 mod places;
+mod quantised;
 mod steps;
 mod unfit;

@@ -1,8 +1,11 @@
-//! What quantised models promise: wherever the engine computes in integers, its bytes are those of the float form
-//! (dequantise, operator, quantise) within one step on 99.9 % and within two everywhere; and labels are the same.
+//! What quantised models promise: wherever the engine computes in integers, its bytes are those of the float
+//! form (dequantise, operator, quantise) within one step on 99.9 % and within two everywhere; and labels are
+//! the same.
 //!
-//! Each island of float operators is fed with the bytes that the engine made before it. From the model's input on, steps
-//! of one layer would add up in the next: that measures the model, not the engine.
+//! Each island of float operators is fed with the bytes that the engine made before it. From the model's
+//! input on, steps of one layer would add up in the next: that measures the model, not the engine.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
@@ -48,8 +51,8 @@ impl Steps {
 
 /// Makes every value of bytes an output, before those that the graph has; gives how many there are.
 ///
-/// In the `float` form they are inputs too, after those of the graph: what reads them takes those. And a quantised
-/// convolution is written as what it stands for.
+/// In the `float` form they are inputs too, after those of the graph: what reads them takes those. And a
+/// quantised convolution is written as what it stands for.
 fn expose(graph: &mut GraphProto, float: bool) -> usize {
     let made = |name: &String| if float { format!("{name} of floats") } else { name.clone() };
     let info = |name: String| {
@@ -74,7 +77,8 @@ fn expose(graph: &mut GraphProto, float: bool) -> usize {
     bytes.len()
 }
 
-/// A `QLinearConv` as dequantises, a convolution in f32, its bias of `x_scale * w_scale` added, and a quantise.
+/// A `QLinearConv` as dequantises, a convolution in f32, its bias of `x_scale * w_scale` added, and a
+/// quantise.
 fn island(node: &NodeProto) -> Vec<NodeProto> {
     let y = &node.output[0];
     let name = |what: &str| format!("{y} {what}");
@@ -135,7 +139,7 @@ fn check(name: &str, convolutions: usize) {
     let target = program.target();
     let mut found: Vec<Tensor> = Vec::new();
     let borrowed: Vec<Input<'_>> = inputs.iter().map(Input::from).collect();
-    Session::new(program).run(&borrowed, &mut found, &|| false).expect("it runs");
+    Session::new(Arc::clone(&program)).run(&borrowed, &mut found, &|| false).expect("it runs");
 
     // As it was imported: no pass has made integers of it.
     let model = import(&float);
@@ -177,7 +181,8 @@ fn photographs_in_quantised_operators_are_within_a_step() {
     check("squeezenet_int8_qlinear", 26);
 }
 
-/// Exporters quantise after a pool as well as after a convolution; the quantise then goes before the pool, into the convolution.
+/// Exporters quantise after a pool as well as after a convolution; the quantise then goes before the pool,
+/// into the convolution.
 #[test]
 fn what_pools_and_moves_a_convolution_lets_it_be_quantised() {
     let constant = |name: &str, tensor: Tensor| TensorProto {
@@ -235,7 +240,8 @@ fn what_pools_and_moves_a_convolution_lets_it_be_quantised() {
             interpret::Context { bytes_max: 1 << 30, cancelled: &|| false, target: program.target() };
         let expected = interpret::graph(&model.graph, vec![x.clone()], context).expect("it runs");
         let mut found: Vec<Tensor> = Vec::new();
-        Session::new(program).run(&[Input::from(&x)], &mut found, &|| false).expect("it runs");
+        let mut session = Session::new(Arc::clone(&program));
+        session.run(&[Input::from(&x)], &mut found, &|| false).expect("it runs");
         assert_eq!(found[0].shape(), expected[0].shape());
         let steps = |tensor: &Tensor| {
             let steps: Vec<u8> = tensor.floats().iter().map(|y| (y / 0.3).round() as i32 as u8).collect();
@@ -301,7 +307,8 @@ fn what_sums_cannot_hold_stays_in_floats() {
             interpret::Context { bytes_max: 1 << 30, cancelled: &|| false, target: program.target() };
         let expected = interpret::graph(&imported.graph, vec![x.clone()], context).expect("it runs");
         let mut found: Vec<Tensor> = Vec::new();
-        Session::new(program).run(&[Input::from(&x)], &mut found, &|| false).expect("it runs");
+        let mut session = Session::new(Arc::clone(&program));
+        session.run(&[Input::from(&x)], &mut found, &|| false).expect("it runs");
         assert_eq!(found[0].bytes(), expected[0].bytes(), "{case}");
     }
 }

@@ -1,5 +1,5 @@
-//! Inputs and attributes that do not fit each other: what the passes rewrite before shapes are known, and numbers whose
-//! products leave 64 bits, are refused in words, ahead of any memory for them.
+//! Inputs and attributes that do not fit each other: what the passes rewrite before shapes are known, and
+//! numbers whose products leave 64 bits, are refused in words, ahead of any memory for them.
 
 use roost_kernels::Isa;
 use roost_native::onnx::proto::{AttributeProto, NodeProto, TensorProto};
@@ -179,19 +179,66 @@ fn declared_and_stored_shapes_beyond_the_address_space() {
     assert!(error.contains("too large"), "{error}");
 }
 
+/// ONNX reduces 8 bits to their extremes alone: a sum of them would wrap.
 #[test]
-fn a_mean_of_small_integers_divides_by_any_number_of_them() {
-    for (dtype, count, value) in
-        [(DType::U8, 256, 1.0), (DType::I8, 255, 1.0), (DType::I8, 256, 0.0), (DType::I8, 128, 1.0)]
-    {
+fn sums_of_eight_bits_are_refused() {
+    let ops = ["Sum", "Mean", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp"];
+    for dtype in [DType::U8, DType::I8] {
+        let inputs = [Some(full(dtype, &[1, 256], 1.0)), list(&[1])];
+        for op in ops.map(|op| format!("Reduce{op}")) {
+            refused(&op, &[], &inputs, "element type");
+        }
+        for op in ["ReduceMax", "ReduceMin"] {
+            let found = run(op, &[], &inputs, 1, Given::First, Isa::best()).expect("it runs");
+            assert_eq!(found[0].ints().expect("integers"), [1], "{op} of {dtype}");
+        }
+    }
+}
+
+#[test]
+fn a_mean_of_integers_divides_by_any_number_of_them() {
+    for (dtype, count, value) in [(DType::I32, 256, 3.0), (DType::I64, 255, -1.0), (DType::I32, 300, 0.0)] {
         for given in [Given::First, Given::None] {
             let inputs = [Some(full(dtype, &[1, count], value)), list(&[1])];
             let found = run("ReduceMean", &[], &inputs, 1, given, Isa::best()).expect("it runs");
-            // Sums wrap, as ONNX has no wider ones.
-            let sum = if dtype == DType::U8 { i64::from(count as u8) } else { i64::from(count as i8) };
-            let mean = if value == 0.0 { 0 } else { sum / count as i64 };
-            assert_eq!(found[0].ints().expect("integers"), [mean], "{count} of {dtype}");
+            assert_eq!(found[0].ints().expect("integers"), [value as i64], "{count} of {dtype}");
         }
+    }
+}
+
+#[test]
+fn bits_shifted_by_their_width_or_more_are_gone() {
+    let values = |values: &[u64]| Some(Tensor::of(&[values.len()], values));
+    let by = [0, 1, 63, 64, 1 << 32, (1 << 32) + 1, u64::MAX];
+    let inputs = [values(&[6; 7]), values(&by)];
+    for (direction, expected) in [("LEFT", [6, 12, 0, 0, 0, 0, 0]), ("RIGHT", [6, 3, 0, 0, 0, 0, 0])] {
+        for given in [Given::First, Given::None] {
+            let found = run("BitShift", &[Text("direction", direction)], &inputs, 1, given, Isa::best());
+            let found = found.expect("it runs");
+            assert_eq!(*found[0].values::<u64>(), expected, "{direction}");
+        }
+    }
+}
+
+/// Doubles would round 2^62 + 1, and make the distance of two such numbers nought or hundreds.
+#[test]
+fn a_range_of_large_integers_has_as_many_as_lie_in_it() {
+    let number = |value: i64| Some(Tensor::of(&[], &[value]));
+    let base = 1_i64 << 62;
+    let cases: [([i64; 3], &[i64]); 5] = [
+        ([base, base + 3, 1], &[base, base + 1, base + 2]),
+        ([base + 5, base, -2], &[base + 5, base + 3, base + 1]),
+        ([i64::MIN, i64::MAX, i64::MAX], &[i64::MIN, -1, i64::MAX - 1]),
+        ([base, base + 3, -1], &[]),
+        ([base, base, 7], &[]),
+    ];
+    for (case, expected) in cases {
+        let found = run("Range", &[], &case.map(number), 1, Given::None, Isa::best()).expect("it runs");
+        assert_eq!(*found[0].values::<i64>(), *expected, "{case:?}");
+    }
+    for case in [[i64::MIN, i64::MAX, 1], [0, 5, 0]] {
+        let found = run("Range", &[], &case.map(number), 1, Given::None, Isa::best());
+        found.expect_err("it is refused");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Counts the allocations of each thread, so that `roost-node run --repeat` can say that a run makes none.
 //!
-//! A thread counts its own: nodes allocate on many threads at once, and a shared counter would be a line of cache that they
-//! fight over.
+//! A thread counts its own: nodes allocate on many threads at once, and a shared counter would be a line of
+//! cache that they fight over.
 #![allow(unsafe_code, reason = "an allocator is unsafe by its trait")]
 
 use std::alloc::{GlobalAlloc, Layout, System};

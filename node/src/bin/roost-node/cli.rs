@@ -35,7 +35,8 @@ pub enum Command {
         /// The models to push: a folder with one folder per version, and the held-out images.
         #[arg(long, value_name = "FOLDER", default_value = "deploy/models/digits")]
         models: PathBuf,
-        /// The first of the six ports that the nodes listen on. Default: 7400, or that of the cluster in the folder.
+        /// The first of the six ports that the nodes listen on. Default: 7400, or that of the cluster in the
+        /// folder.
         #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(roost_node::dev::PORT_MAX)))]
         port: Option<u16>,
         /// Ends after the showing.

@@ -1,7 +1,7 @@
 //! Commands on a model alone, without a cluster.
 //!
-//! In reading order: [`subject`] loads a model on an engine, [`inputs`] makes what it is fed, [`run`], [`inspect`] and
-//! [`conformance`] are the commands.
+//! In reading order: [`subject`] loads a model on an engine, [`inputs`] makes what it is fed, [`run`],
+//! [`inspect`] and [`conformance`] are the commands.
 
 pub mod conformance;
 pub mod inputs;

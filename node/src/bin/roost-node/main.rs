@@ -57,7 +57,8 @@ fn exit_code(verdict: command::Verdict) -> ExitCode {
     }
 }
 
-/// The error and its causes, without those that the text ahead of them tells already: many errors print their source.
+/// The error and its causes, without those that the text ahead of them tells already: many errors print their
+/// source.
 fn told_once(error: &anyhow::Error) -> String {
     error.chain().skip(1).fold(error.to_string(), |text, cause| {
         let cause = cause.to_string();

@@ -1,5 +1,5 @@
-//! Bundles on the local disk, mapped into memory rather than read: weights then lie in the page cache once, however many
-//! sessions borrow from them, and a model is there before its last byte was touched.
+//! Bundles on the local disk, mapped into memory rather than read: weights then lie in the page cache once,
+//! however many sessions borrow from them, and a model is there before its last byte was touched.
 //!
 //! Only whole files are mapped, and only large ones. Everything else is the local store's own.
 
@@ -21,25 +21,28 @@ use object_store::{
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions,
 };
 
-/// Smaller files are read: a mapping costs a system call, a page fault per page, and an entry in the kernel's table.
+/// Smaller files are read: a mapping costs a system call, a page fault per page, and an entry in the kernel's
+/// table.
 const MAPPED_BYTES_MIN: u64 = 64 << 10;
 
 /// The bytes of a file, mapped.
 ///
-/// For files that nobody writes in place: those of a bundle, whose name is the digest of what is in them, which appear by
-/// a rename and go by being unlinked, in a folder that one process has locked.
+/// Precondition: nobody writes the file in place or shortens it while the bytes live. It holds for the files
+/// of the bundle store: their name is the digest of what is in them, they appear by a rename and go by being
+/// unlinked, in a folder that one process has locked. It does not hold for files of a user, which is why
+/// nothing outside maps any.
 ///
 /// # Errors
 /// The operating system's.
-pub fn map(file: &File) -> io::Result<Bytes> {
+fn map(file: &File) -> io::Result<Bytes> {
     if file.metadata()?.len() == 0 {
         // An empty mapping is an error to the operating system.
         return Ok(Bytes::new());
     }
-    // SAFETY: the bytes must not change and the file must not shrink while the mapping lives. Nobody writes these files
-    // in place, as said above; unlinking leaves the pages to the mapping. A hand that truncates a blob of a running
-    // node all the same ends the process by SIGBUS, and one that changes bytes changes weights: neither reaches memory
-    // beyond the mapping, whose length is fixed here.
+    // SAFETY: the bytes must not change and the file must not shrink while the mapping lives. Nobody writes
+    // these files in place, as said above; unlinking leaves the pages to the mapping. A hand that truncates a
+    // blob of a running node all the same ends the process by SIGBUS, and one that changes bytes changes
+    // weights: neither reaches memory beyond the mapping, whose length is fixed here.
     let mapping = unsafe { Mmap::map(file)? };
     // The whole file is hashed next, from front to back. Advice that is not taken costs time only.
     let _ = mapping.advise(Advice::Sequential);

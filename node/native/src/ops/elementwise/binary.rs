@@ -70,7 +70,7 @@ pub fn infer_binary(op: Binary, ins: Facts<'_>) -> Result<Vec<Out>, OpError> {
 }
 
 /// The kernel of a binary operator.
-pub fn lower_binary(op: Binary, ins: Facts<'_>, out: &Out, target: Target) -> Result<Lowered, OpError> {
+pub fn lower_binary(op: Binary, ins: Facts<'_>, out: &Out, target: Target<'_>) -> Result<Lowered, OpError> {
     let (a, b) = (ins.need(0)?, ins.need(1)?);
     let strides = [&broadcast_strides(a.shape, &out.shape)[..], &broadcast_strides(b.shape, &out.shape)[..]];
     let walk = Walk::new(&out.shape, strides)?;
@@ -262,8 +262,9 @@ macro_rules! int_ops {
                     if rem != 0 && (rem < 0) != (b < 0) { rem.wrapping_add(b) } else { rem }
                 },
                 pow: |a, b| power(a as i128, b as i128) as $t,
-                shl: |a, b| a.checked_shl(b as u32).unwrap_or(0),
-                shr: |a, b| a.checked_shr(b as u32).unwrap_or(0),
+                // A distance that `u32` cannot hold is over the width, too.
+                shl: |a, b| u32::try_from(b).ok().and_then(|b| a.checked_shl(b)).unwrap_or(0),
+                shr: |a, b| u32::try_from(b).ok().and_then(|b| a.checked_shr(b)).unwrap_or(0),
             };
         }
     )* };

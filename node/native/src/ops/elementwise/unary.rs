@@ -259,7 +259,7 @@ pub fn infer_unary(op: Unary, ins: Facts<'_>) -> Result<Vec<Out>, OpError> {
 }
 
 /// The kernel of a unary operator.
-pub fn lower_unary(op: Unary, ins: Facts<'_>, target: Target) -> Result<Lowered, OpError> {
+pub fn lower_unary(op: Unary, ins: Facts<'_>, target: Target<'_>) -> Result<Lowered, OpError> {
     let x = ins.need(0)?;
     let refuse = Err(OpError::DType { input: 0, dtype: x.dtype });
     match (op, x.dtype) {

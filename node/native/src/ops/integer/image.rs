@@ -1,7 +1,8 @@
 //! Integer convolutions with constant weights on the kernels' [`QConv`], from NCHW to NCHW.
 //!
-//! The kernels' weights are around 0. Where the model's are around another number, each group has a filter of ones more:
-//! its sum is that of the inputs under the window, which a zero point counts once too often for each.
+//! The kernels' weights are around 0. Where the model's are around another number, each group has a filter of
+//! ones more: its sum is that of the inputs under the window, which a zero point counts once too often for
+//! each.
 
 use std::sync::Arc;
 
@@ -9,13 +10,14 @@ use roost_kernels::{ByteRows, ConvShape, Output, QConv, QWeights, SumsOut, trans
 
 use super::matrix::signed;
 use super::{Shifted, Wide};
+use crate::error::OpError;
 use crate::ops::Target;
 use crate::ops::conv::{Conv, Span};
 use crate::ops::fact::Fact;
 use crate::ops::image::window_of;
 use crate::ops::qimage::sign;
-use crate::plan::pack::{Layout, packed};
-use crate::tensor::{ALIGN_BYTES, AlignedBuf};
+use crate::plan::pack::{Layout, PackedBuf, packed};
+use crate::tensor::ALIGN_BYTES;
 
 /// A convolution whose weights are packed.
 pub struct Packed {
@@ -28,29 +30,32 @@ pub struct Packed {
     shifted: Shifted,
     name: &'static str,
     /// The packed weights, and from `sums_at` on their sums by tap and filter.
-    weights: Arc<AlignedBuf>,
+    weights: Arc<PackedBuf>,
     sums_at: usize,
 }
 
 impl Packed {
-    /// The convolution, where the weights are constants of the graph and it has one or two spatial dimensions; else
-    /// `None`.
+    /// The convolution, where the weights are constants of the graph and it has one or two spatial
+    /// dimensions; else `None`.
+    ///
+    /// # Errors
+    /// As [`packed`].
     pub fn new(
         x: Fact<'_>,
         w: Fact<'_>,
         w_zero: Option<Fact<'_>>,
         conv: &Conv,
-        target: Target,
-    ) -> Option<Self> {
-        let tensor = w.value.filter(|_| w.pinned)?;
+        target: Target<'_>,
+    ) -> Result<Option<Self>, OpError> {
+        let Some(tensor) = w.value.filter(|_| w.pinned) else { return Ok(None) };
         if x.is_empty() || w.is_empty() {
-            return None;
+            return Ok(None);
         }
         let one = Span { input: 1, output: 1, kernel: 1, stride: 1, dilation: 1, before: 0, after: 0 };
         let (y_span, x_span) = match *conv.spans {
             [x] => (one, x),
             [y, x] => (y, x),
-            _ => return None,
+            _ => return Ok(None),
         };
         let (groups, own, depth, taps) = (conv.group, conv.channels_out, conv.channels_in, conv.taps());
         let shifted = Shifted::of(w.dtype);
@@ -63,7 +68,7 @@ impl Packed {
             filters: groups * columns,
             groups,
         };
-        let kernel = target.kernels.qconv(shape, sign(x.dtype)).ok()?;
+        let Ok(kernel) = target.kernels.qconv(shape, sign(x.dtype)) else { return Ok(None) };
         let layout = target.kernels.layout();
         let mut numbers = w.shape.to_vec();
         numbers.extend([groups, columns, shifted.by() as usize, layout.byte_panel, layout.byte_group]);
@@ -91,7 +96,8 @@ impl Packed {
             }
         };
         let bytes = sums_at + kernel.sums_len() * size_of::<i32>();
-        let weights = packed(tensor, Layout { kernel: "integer conv", numbers }, bytes, pack, unpack);
+        let weights =
+            packed(target, tensor, Layout { kernel: "integer conv", numbers }, bytes, pack, unpack)?;
         let name = match kernel.tile(conv.batch) {
             None => "qconv.depthwise",
             Some(_) if taps == 1 => "qconv.pointwise",
@@ -99,7 +105,7 @@ impl Packed {
         };
         // Whole groups of channels are read faster; what lies between meets weights of 0.
         let pixel = if groups == 1 { channels.next_multiple_of(layout.byte_group) } else { channels };
-        Some(Self { kernel, conv: conv.clone(), pixel, columns, shifted, name, weights, sums_at })
+        Ok(Some(Self { kernel, conv: conv.clone(), pixel, columns, shifted, name, weights, sums_at }))
     }
 
     /// The kernel's name.
@@ -120,7 +126,8 @@ impl Packed {
         self.conv.group * self.columns
     }
 
-    /// Bytes of scratch that [`Self::run`] needs: the input in NHWC, zero points, the kernel's own, and the sums in NHWC.
+    /// Bytes of scratch that [`Self::run`] needs: the input in NHWC, zero points, the kernel's own, and the
+    /// sums in NHWC.
     pub fn scratch_bytes(&self) -> usize {
         let sums = self.conv.batch * self.conv.output_area() * self.all_columns();
         let zeros = self.conv.group * self.conv.channels_out;

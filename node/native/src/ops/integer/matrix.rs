@@ -9,12 +9,13 @@ use std::sync::Arc;
 use roost_kernels::{ByteRows, Output, QGemm, WeightZeros};
 
 use super::{Shifted, Wide};
+use crate::error::OpError;
 use crate::ops::Target;
 use crate::ops::fact::Fact;
 use crate::ops::linear::MatShape;
 use crate::ops::qimage::sign;
-use crate::plan::pack::{Layout, packed};
-use crate::tensor::{AlignedBuf, Tensor};
+use crate::plan::pack::{Layout, PackedBuf, packed};
+use crate::tensor::Tensor;
 
 /// A product whose B is packed.
 pub struct Packed {
@@ -29,7 +30,7 @@ pub struct Packed {
     /// Whether B's zero points count.
     has_zeros: bool,
     /// The packed B, and from `sums_at` on the sums of its columns.
-    weights: Arc<AlignedBuf>,
+    weights: Arc<PackedBuf>,
     sums_at: usize,
 }
 
@@ -43,17 +44,20 @@ pub fn signed(tensor: &Tensor, shifted: Shifted) -> Cow<'_, [i8]> {
 
 impl Packed {
     /// The product, where B is a constant of the graph, one for the whole stack; else `None`.
+    ///
+    /// # Errors
+    /// As [`packed`].
     pub fn new(
         a: Fact<'_>,
         b: Fact<'_>,
         b_zero: Option<Fact<'_>>,
         shape: &MatShape,
-        target: Target,
-    ) -> Option<Self> {
-        let tensor = b.value.filter(|_| b.pinned)?;
+        target: Target<'_>,
+    ) -> Result<Option<Self>, OpError> {
+        let Some(tensor) = b.value.filter(|_| b.pinned) else { return Ok(None) };
         let one_b = shape.steps[1].iter().all(|step| *step == 0);
         if !one_b || a.is_empty() || b.is_empty() {
-            return None;
+            return Ok(None);
         }
         let (m, k, n) = (shape.m, shape.k, shape.n);
         let shifted = Shifted::of(b.dtype);
@@ -73,10 +77,10 @@ impl Packed {
             });
         };
         let layout = Layout { kernel: "qgemm", numbers };
-        let weights = packed(tensor, layout, sums_at + n * size_of::<i32>(), pack, unpack);
+        let weights = packed(target, tensor, layout, sums_at + n * size_of::<i32>(), pack, unpack)?;
         let rows = m * shape.stack.iter().product::<usize>();
         let has_zeros = shifted.has_zeros(b_zero);
-        Some(Self { gemm, rows, m, k, n, shifted, has_zeros, weights, sums_at })
+        Ok(Some(Self { gemm, rows, m, k, n, shifted, has_zeros, weights, sums_at }))
     }
 
     /// Rows and columns of the tile that most of it runs on.

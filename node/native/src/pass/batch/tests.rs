@@ -7,6 +7,7 @@ use crate::ops::movement::{Blocks, PadMode};
 use crate::ops::norm::Softmax;
 use crate::ops::reduce::Reduce;
 use crate::plan::bind::bind;
+use crate::plan::pack::Packing;
 use crate::tensor::DType;
 
 /// What is put together in a test: values by name are too much for graphs of a few nodes.
@@ -43,7 +44,8 @@ impl Net {
     fn mixes(mut self, output: ValueId) -> bool {
         self.graph.outputs.push(output);
         let limits = crate::onnx::import::Limits::default();
-        let target = Target { kernels: roost_kernels::Kernels::best() };
+        let packing = Packing::new(u64::MAX);
+        let target = Target { kernels: roost_kernels::Kernels::best(), packing: &packing };
         let [two, three] = [2, 3].map(|rows| {
             let sized = |shape: &Vec<usize>| -> Vec<usize> {
                 shape.iter().map(|size| if *size == 0 { rows } else { *size }).collect()
@@ -115,7 +117,8 @@ fn what_moves_rows_to_others_mixes_them() {
     let blocks = Op::Blocks { blocks: Blocks::SpaceToDepth, block: 2 };
     assert!(!of(blocks, &[N, 1, 4, 4], &[]));
 
-    // Rows first, then in the midst; there they are no first dimension, and another order of what is before is another row.
+    // Rows first, then in the midst; there they are no first dimension, and another order of what is before
+    // is another row.
     let turned = |back: Option<Op>, shape: &[i64]| {
         let (mut net, ids) = Net::new(&[&[N, 5, 6]]);
         let y = net.then(Op::Transpose { perm: vec![1, 0, 2] }, &ids);

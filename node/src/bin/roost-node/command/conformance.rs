@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use roost_native::conformance::{self, Outcome, names};
 use roost_protocol::manifest::EngineChoice;
@@ -48,10 +48,16 @@ struct Test {
 /// When there is no test to run.
 pub fn main(options: &ConformanceOptions) -> anyhow::Result<Verdict> {
     let folder = &options.folder;
-    let names = match &options.list {
+    let mut names = match &options.list {
         Some(list) => listed(list)?,
         None => names(folder)?,
     };
+    // A test that is listed twice counts once, as in the list by name.
+    names.sort_unstable();
+    names.dedup();
+    if names.is_empty() {
+        bail!("there is no test to run: {} names none", options.list.as_deref().unwrap_or(folder).display());
+    }
     let mut report = Report { passed: 0, failed: 0, unsupported: 0, tests: BTreeMap::new() };
     for name in names {
         let (outcome, reason) = match tested(&folder.join(&name), options.engine) {

@@ -1,4 +1,5 @@
-//! What a model is fed: made-up tensors of its declared shapes, or the rows of test data, as many as are asked for.
+//! What a model is fed: made-up tensors of its declared shapes, or the rows of test data, as many as are
+//! asked for.
 
 use anyhow::bail;
 use roost_native::graph::ir::{Dim, Port};
@@ -22,7 +23,7 @@ pub fn shapes(ports: &[Port], rows: usize) -> anyhow::Result<Vec<Vec<usize>>> {
     };
     let shape = |port: &Port| match &port.dims {
         Some(dims) => Ok(dims.iter().enumerate().map(size).collect()),
-        None => bail!("input {} declares no rank; give --data", port.name),
+        None => bail!("input {} declares no rank", port.name),
     };
     ports.iter().map(shape).collect()
 }
@@ -58,8 +59,8 @@ pub fn has_rows(port: &Port) -> bool {
     matches!(port.dims.as_deref(), None | Some([Dim::Sym(_), ..]))
 }
 
-/// Test data with so many rows: row `r` is the data's row `r` modulo as many as it has. What has no free first dimension
-/// stays as it is.
+/// Test data with so many rows: row `r` is the data's row `r` modulo as many as it has. What has no free
+/// first dimension stays as it is.
 pub fn with_rows(
     (ports, inputs): (&[Port], &mut [Tensor]),
     (out_ports, expected): (&[Port], &mut [Tensor]),

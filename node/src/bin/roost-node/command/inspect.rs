@@ -88,7 +88,10 @@ pub fn main(options: &InspectOptions) -> anyhow::Result<Verdict> {
     let files = subject::files(&options.model)?;
     let subject = subject::load(&files, options.engine.choice(), options.isa)?;
     let shapes = inputs::shapes(&subject.inputs, options.batch as usize);
-    let (plan, not_planned) = planned(&subject, shapes.as_deref().unwrap_or_default());
+    let (plan, not_planned) = match &shapes {
+        Ok(shapes) => planned(&subject, shapes),
+        Err(error) => (None, Some(format!("{error:#}"))),
+    };
     if let Some(path) = &options.plan {
         let why = || format!("there is no plan to draw: {}", not_planned.as_deref().unwrap_or("unknown"));
         let program = subject.program().with_context(why)?;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use clap::Args;
 use roost_kernels::Isa;
 use roost_native::compare::{Match, Tolerance, compare, digest, read_tensors};
@@ -24,7 +25,8 @@ pub struct RunOptions {
     /// The engine.
     #[arg(long, value_enum, default_value = "auto")]
     engine: EngineName,
-    /// Feeds input_<j>.pb of this folder, and compares with its output_<j>.pb; without it, inputs are made up.
+    /// Feeds input_<j>.pb of this folder, and compares with its output_<j>.pb; without it, inputs are made
+    /// up.
     #[arg(long, value_name = "TEST_DATA_SET_DIR")]
     data: Option<PathBuf>,
     /// How far a value may be off, relative to the expected one.
@@ -33,8 +35,8 @@ pub struct RunOptions {
     /// How far a value may be off beside that.
     #[arg(long, default_value_t = 1e-4)]
     atol: f64,
-    /// Rows of the inputs: the size of a first dimension that is free. Test data is repeated or cut. Default: as many as
-    /// the data has; 1 for inputs that are made up.
+    /// Rows of the inputs: the size of a first dimension that is free. Test data is repeated or cut. Default:
+    /// as many as the data has; 1 for inputs that are made up.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     batch: Option<u32>,
     /// Threads that the rows of a batch are split over, where that changes no bit.
@@ -168,7 +170,9 @@ fn fed(options: &RunOptions, subject: &Subject) -> anyhow::Result<(Vec<Tensor>, 
             options.batch.is_none_or(|rows| rows == 1) || has_rows,
             "--batch: no input of this model has a free first dimension"
         );
-        return Ok((inputs::made_up(&subject.inputs, options.batch.unwrap_or(1) as usize)?, None));
+        let rows = options.batch.unwrap_or(1) as usize;
+        let made = inputs::made_up(&subject.inputs, rows).context("inputs cannot be made up; give --data")?;
+        return Ok((made, None));
     };
     let mut fed = read_tensors(folder, "input")?;
     let mut expected = read_tensors(folder, "output")?;
@@ -183,8 +187,9 @@ fn fed(options: &RunOptions, subject: &Subject) -> anyhow::Result<(Vec<Tensor>, 
 fn compared(options: &RunOptions, ports: &[Port], found: &[Tensor], expected: &[Tensor]) -> Comparison {
     let tolerance = Tolerance { absolute: options.atol, relative: options.rtol, steps: 0 };
     let (mut largest_difference, mut mismatches) = (0.0_f64, Vec::new());
+    let name = |at: usize| ports.get(at).map_or_else(|| format!("output {at}"), |port| port.name.clone());
     for (at, expected) in expected.iter().enumerate() {
-        let name = ports.get(at).map_or_else(|| format!("output {at}"), |port| port.name.clone());
+        let name = name(at);
         let Some(found) = found.get(at) else {
             mismatches.push(format!("{name}: the model has no such output"));
             continue;
@@ -203,6 +208,9 @@ fn compared(options: &RunOptions, ports: &[Port], found: &[Tensor], expected: &[
             }
         }
     }
+    // Nothing says that these are right.
+    let surplus = expected.len()..found.len();
+    mismatches.extend(surplus.map(|at| format!("{}: the data has no such output", name(at))));
     let (rtol, atol) = (options.rtol, options.atol);
     Comparison { matches: mismatches.is_empty(), largest_difference, rtol, atol, mismatches }
 }

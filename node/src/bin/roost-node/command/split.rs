@@ -1,7 +1,7 @@
 //! A batch on several threads: each runs some of the rows, in a session of its own.
 //!
-//! A graph does not say which axis is the batch. So rows are split only where a trial shows that it changes no bit of any
-//! output; otherwise one thread runs them all.
+//! A graph does not say which axis is the batch. So rows are split only where a trial shows that it changes
+//! no bit of any output; otherwise one thread runs them all.
 
 use anyhow::Context as _;
 use roost_native::graph::ir::Port;

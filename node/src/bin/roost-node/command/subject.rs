@@ -1,20 +1,18 @@
 //! A model on an engine: loaded, fed with tensors, asked what it is made of.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use bytes::Bytes;
 use roost_kernels::Isa;
 use roost_native::error::ImportError;
 use roost_native::graph::ir::Port;
 use roost_native::onnx::external::Files;
+use roost_native::onnx::glance::{glance, read_files};
 use roost_native::onnx::import::MODEL_FILE;
 use roost_native::program::{CompileError, Options};
 use roost_native::{Input, Limits, Model, Program, Session, Tensor};
-use roost_node::environment::production::mapped;
 use roost_protocol::manifest::EngineChoice;
 
 /// A model on an engine.
@@ -24,7 +22,7 @@ pub struct Subject {
     pub inputs: Vec<Port>,
     /// Outputs as declared.
     pub outputs: Vec<Port>,
-    /// How often each operator occurs, where the native engine could read the model.
+    /// How often each operator occurs.
     pub operators: BTreeMap<String, usize>,
     /// Why the native engine does not run it, if it was to be tried.
     pub not_native: Option<String>,
@@ -67,34 +65,22 @@ impl Subject {
     }
 }
 
-/// The files beside a model, mapped: those of its folder, where `model` is one, else of the folder that it lies in. None is
-/// read before it is needed.
+/// A model and the files that it names: `model.onnx` of a folder, where `model` is one, else that file. They
+/// are read, not mapped: nobody keeps others from writing them meanwhile. What else lies in the folder is not
+/// touched.
 pub fn files(model: &Path) -> anyhow::Result<Files> {
-    let folder = if model.is_dir() { model } else { model.parent().unwrap_or(Path::new("")) };
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let read = |path: &Path| -> anyhow::Result<Bytes> {
-        let cannot = || format!("cannot read {}", path.display());
-        mapped::map(&File::open(path).with_context(cannot)?).with_context(cannot)
-    };
-    let mut files = Files::new();
-    for entry in std::fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
-        let path = entry?.path();
-        if path.is_file() {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            files.insert(name, read(&path)?);
-        }
-    }
     if !model.is_dir() {
-        files.insert(MODEL_FILE.to_owned(), read(model)?);
+        return Ok(read_files(model.parent().unwrap_or(Path::new("")), model)?);
     }
-    if !files.contains_key(MODEL_FILE) {
+    let file = model.join(MODEL_FILE);
+    if !file.exists() {
         bail!("{} has no {MODEL_FILE}; give a folder that has one, or an ONNX file", model.display());
     }
-    Ok(files)
+    Ok(read_files(model, &file)?)
 }
 
-/// Loads a model on the engine that is asked for; `auto` is the native one where it supports the whole graph, else ONNX
-/// Runtime.
+/// Loads a model on the engine that is asked for; `auto` is the native one where it supports the whole graph,
+/// else ONNX Runtime.
 pub fn load(files: &Files, choice: EngineChoice, isa: Option<Isa>) -> anyhow::Result<Subject> {
     if isa.is_some() && choice == EngineChoice::OnnxRuntime {
         bail!("--isa chooses among the native engine's kernels; ONNX Runtime chooses for itself");
@@ -115,7 +101,8 @@ pub fn load(files: &Files, choice: EngineChoice, isa: Option<Isa>) -> anyhow::Re
     };
     match foreign::load(files) {
         Ok((session, inputs, outputs)) => {
-            let (engine, operators) = (Engine::OnnxRuntime(session), BTreeMap::new());
+            let file = files.get(MODEL_FILE).context("it was loaded from this file")?;
+            let (engine, operators) = (Engine::OnnxRuntime(session), glance(file.clone())?.operators);
             Ok(Subject { engine, inputs, outputs, operators, not_native })
         }
         Err(error) => match not_native {
