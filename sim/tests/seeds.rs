@@ -52,17 +52,11 @@ fn regressions() -> impl Iterator<Item = Options> {
 /// One test, so that no more than [`JOBS`] simulations run at once.
 #[test]
 fn a_hundred_seeds_and_those_that_failed_once() {
-    let coverage = check(&regressions().chain((0..100).map(Options::new)).collect::<Vec<_>>());
-    println!("{coverage}");
-    let Coverage { snapshots, purges, grown, shrunk, emptied, .. } = coverage;
-    let rare = [
-        (snapshots, "took a snapshot"),
-        (purges, "purged its log"),
-        (grown, "had more voters"),
-        (shrunk, "had fewer voters"),
-        (emptied, "had a worker emptied"),
-    ];
-    for (times, what) in rare {
-        assert!(times > 0, "of a hundred seeds none {what}");
-    }
+    #[expect(clippy::disallowed_methods, reason = "the time that the seeds take is the machine's")]
+    let begun = std::time::Instant::now();
+    let coverage = check(&(0..100).map(Options::new).collect::<Vec<_>>());
+    println!("a hundred seeds in {:.0} s: {coverage}", begun.elapsed().as_secs_f64());
+    let missing = coverage.missing();
+    check(&regressions().collect::<Vec<_>>());
+    assert!(missing.is_empty(), "of a hundred seeds none met {missing:?}");
 }

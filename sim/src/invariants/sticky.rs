@@ -1,7 +1,8 @@
 //! A key goes from stable to canary at most once in a rollout, and back only by an abort or an undo.
 //!
 //! Answers for one key, in the order of their traffic revisions, are held against the model's history of
-//! events; fallbacks are marked and stand apart.
+//! events. A fallback says nothing of where a key belongs: that each is due is for [`super::one_pick`] to
+//! say, and so is what is picked without a key.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
