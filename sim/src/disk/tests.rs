@@ -115,3 +115,37 @@ async fn an_object_is_whole_and_durable_and_its_deletion_may_be_undone() {
     let read = store.get(&Path::from("blobs/x")).await.unwrap().bytes().await.unwrap();
     assert_ne!(read, "bytes");
 }
+
+#[test]
+fn a_small_file_is_read_flipped_and_sound_again() {
+    let disk = disk();
+    let files = files(&disk);
+    files.replace("identity.toml", b"who").unwrap();
+    disk.change_faults(|faults| faults.flip = 1.0);
+    assert_ne!(files.read("identity.toml").unwrap().unwrap(), b"who");
+    disk.change_faults(|faults| faults.flip = 0.0);
+    assert_eq!(files.read("identity.toml").unwrap().unwrap(), b"who");
+    assert!(disk.flipped("identity.toml").is_some() && disk.flipped("raft.redb").is_none());
+}
+
+#[tokio::test]
+async fn a_part_needs_room_and_is_no_object_before_its_upload_has_ended() {
+    let disk = disk();
+    let store = files(&disk).bundles("bundles").unwrap();
+    let part = |bytes: &'static [u8]| PutPayload::from_static(bytes);
+    let mut upload = store.put_multipart(&Path::from("blobs/x")).await.unwrap();
+    upload.put_part(part(b"by")).await.unwrap();
+    disk.change_faults(|faults| faults.full = true);
+    upload.put_part(part(b"tes")).await.unwrap_err();
+    disk.change_faults(|faults| faults.full = false);
+    upload.put_part(part(b"tes")).await.unwrap();
+    assert!(disk.objects("bundles").is_empty());
+    upload.complete().await.unwrap();
+    assert_eq!(disk.objects("bundles")["blobs/x"], "bytes");
+    let mut upload = store.put_multipart(&Path::from("blobs/y")).await.unwrap();
+    disk.set_trap(Some(Trap { after: 1, moment: Moment::After, counted: Counted::Writes }));
+    upload.put_part(part(b"by")).await.unwrap();
+    upload.put_part(part(b"tes")).await.unwrap_err();
+    upload.complete().await.unwrap_err();
+    assert_eq!(disk.objects("bundles").len(), 1);
+}

@@ -126,9 +126,9 @@ fn may_pick(traffic: &Traffic, answer: &Answer) -> bool {
 
 /// Whether a request may have been answered by the stable version in the place of the one picked.
 fn may_fall_back(traffic: &Traffic, answer: &Answer) -> bool {
-    let picks_stable = |key| traffic.pick(answer.target.model(), key) == traffic.stable;
+    let picks_another = |key| traffic.pick(answer.target.model(), key) != traffic.stable;
     let exposed = traffic.canary.is_some_and(|canary| canary.weight > Weight::ZERO);
-    exposed && answer.version == traffic.stable && !answer.key.is_some_and(picks_stable)
+    exposed && answer.version == traffic.stable && answer.key.is_none_or(picks_another)
 }
 
 #[cfg(test)]
