@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::coverage::{Rare, Tally};
+
 /// How packets that a host sends fare. Shares are of one.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Weather {
@@ -49,9 +51,18 @@ impl Condition {
 
 /// The condition of one host, as it changes. Cloning shares it.
 #[derive(Debug, Clone, Default)]
-pub struct Conditions(Arc<Mutex<Condition>>);
+pub struct Conditions {
+    condition: Arc<Mutex<Condition>>,
+    /// Counts what the condition has led to.
+    tally: Tally,
+}
 
 impl Conditions {
+    /// A host that nothing is done to yet; what comes of faults is counted in `tally`.
+    pub fn counted_by(tally: Tally) -> Self {
+        Self { condition: Arc::default(), tally }
+    }
+
     /// The condition now.
     pub fn now(&self) -> Condition {
         *self.lock()
@@ -67,11 +78,19 @@ impl Conditions {
         let mut condition = self.lock();
         let panics = condition.panics > 0;
         condition.panics = condition.panics.saturating_sub(1);
+        if panics {
+            self.tally.add(Rare::ModelPanicked);
+        }
         panics
+    }
+
+    /// It came to this.
+    pub fn count(&self, rare: Rare) {
+        self.tally.add(rare);
     }
 
     fn lock(&self) -> MutexGuard<'_, Condition> {
         // One thread: nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.condition.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

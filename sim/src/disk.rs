@@ -3,7 +3,8 @@
 //! A crash first cuts the running process off, so that whatever it still does while it is torn down reaches
 //! neither the disk nor the network. Then, of the writes since the last sync, each sector is kept, lost or
 //! torn. Small files and objects of the bundle store are replaced whole and durably, as their contracts say;
-//! a deletion may be undone by a crash.
+//! a deletion may be undone by a crash. A flip is one of the read alone: whoever reads again, as a process
+//! does that is started anew, reads other bits.
 //!
 //! Faults are drawn per operation from the disk's own generator, at the rates of [`DiskFaults`]. A [`Trap`]
 //! kills the process at one operation or packet: before it, half-way through it, or right after it.
@@ -27,6 +28,7 @@ use roost_node::environment::Files;
 use self::file::File;
 use self::store::Store;
 use crate::condition::Conditions;
+use crate::coverage::{Rare, Stored, Tally};
 use crate::trace;
 
 /// How often operations go wrong, as shares of one.
@@ -47,7 +49,7 @@ pub struct DiskFaults {
 pub const DISK: Duration = Duration::from_millis(1);
 
 /// Where in an operation the process dies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Moment {
     /// Nothing of it is done.
     Before,
@@ -69,7 +71,7 @@ pub struct Trap {
 }
 
 /// What a [`Trap`] counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Counted {
     /// Writes, syncs and replacements on the disk.
     Writes,
@@ -95,6 +97,11 @@ impl Casualties {
     pub(crate) fn add(&self, name: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(name.to_owned());
     }
+
+    /// Takes one out that is torn down otherwise.
+    pub(crate) fn remove(&self, name: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|casualty| casualty != name);
+    }
 }
 
 /// The disk of one node. Cloning shares it.
@@ -104,6 +111,7 @@ pub struct SimDisk(Arc<Mutex<Inner>>);
 struct Inner {
     name: String,
     casualties: Casualties,
+    tally: Tally,
     rng: StdRng,
     faults: DiskFaults,
     trap: Option<Trap>,
@@ -114,7 +122,7 @@ struct Inner {
     stores: BTreeMap<String, BTreeMap<String, Object>>,
     /// Operations that went wrong.
     failures: u64,
-    /// When a read of each store last returned a flipped bit.
+    /// When a read of each store, database or small file last returned a flipped bit.
     flipped: BTreeMap<String, Duration>,
 }
 
@@ -138,6 +146,7 @@ impl SimDisk {
         Self(Arc::new(Mutex::new(Inner {
             name: name.to_owned(),
             casualties,
+            tally: Tally::default(),
             rng: StdRng::seed_from_u64(seed),
             faults: DiskFaults::default(),
             trap: None,
@@ -150,6 +159,13 @@ impl SimDisk {
         })))
     }
 
+    /// Has what goes wrong counted.
+    #[must_use]
+    pub fn counted_by(self, tally: Tally) -> Self {
+        self.lock().tally = tally;
+        self
+    }
+
     /// The process that starts now.
     pub fn life(&self) -> Life {
         Life { disk: self.clone(), number: self.lock().life }
@@ -160,9 +176,11 @@ impl SimDisk {
         self.lock().die();
     }
 
-    /// What goes wrong from now on.
-    pub fn set_faults(&self, faults: DiskFaults) {
-        self.lock().faults = faults;
+    /// Changes what goes wrong from now on. Returns what it is then.
+    pub fn change_faults(&self, change: impl FnOnce(&mut DiskFaults)) -> DiskFaults {
+        let mut inner = self.lock();
+        change(&mut inner.faults);
+        inner.faults
     }
 
     /// How much went wrong so far.
@@ -170,9 +188,9 @@ impl SimDisk {
         self.lock().failures
     }
 
-    /// Whether a read of a store returned a flipped bit at or after that virtual time.
-    pub fn flipped_since(&self, folder: &str, since: Duration) -> bool {
-        self.lock().flipped.get(folder).is_some_and(|at| *at >= since)
+    /// When a read of a store, a database or a small file last returned a flipped bit.
+    pub fn flipped(&self, name: &str) -> Option<Duration> {
+        self.lock().flipped.get(name).copied()
     }
 
     /// Kills the process later; `None` calls it off.
@@ -221,8 +239,10 @@ impl SimDisk {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Operation {
     Read,
-    /// Changes what is there already, or makes it durable.
+    /// Changes what is there already.
     Write,
+    /// Makes what is there durable.
+    Sync,
     /// Takes more room.
     Grow,
 }
@@ -241,7 +261,8 @@ impl Inner {
         self.life += 1;
         self.trap = None;
         for file in self.databases.values_mut() {
-            file.crash(&mut self.rng);
+            let torn = file.crash(&mut self.rng);
+            self.tally.add_times(Rare::SectorTorn, torn);
         }
         for store in self.stores.values_mut() {
             store.retain(|_, object| !object.deleted || self.rng.random());
@@ -252,7 +273,7 @@ impl Inner {
     /// The process dies by the trap.
     fn fall(&mut self, how: &str) {
         trace::line(format_args!("{} dies {how}", self.name));
-        self.casualties.add(&self.name.clone());
+        self.casualties.add(&self.name);
         self.die();
     }
 
@@ -263,7 +284,9 @@ impl Inner {
             trap.after -= 1;
             return None;
         }
-        self.trap.take().map(|trap| trap.moment)
+        let Trap { moment, .. } = self.trap.take()?;
+        self.tally.add(Rare::Trapped(counted, moment));
+        Some(moment)
     }
 
     /// Begins an operation of the process `life`.
@@ -271,17 +294,20 @@ impl Inner {
         if self.life != life {
             return Err(dead());
         }
-        let rate = match operation {
-            Operation::Read => self.faults.fail_read,
-            Operation::Write | Operation::Grow => self.faults.fail_write,
+        let (rate, rare) = match operation {
+            Operation::Read => (self.faults.fail_read, Rare::ReadFailed),
+            Operation::Write | Operation::Grow => (self.faults.fail_write, Rare::WriteFailed),
+            Operation::Sync => (self.faults.fail_write, Rare::SyncFailed),
         };
         if rate > 0.0 && self.rng.random_bool(rate) {
             self.failures += 1;
+            self.tally.add(rare);
             trace::line(format_args!("{} disk: a {operation:?} fails", self.name));
             return Err(io::Error::other("the simulated disk failed"));
         }
         if operation == Operation::Grow && self.faults.full {
             self.failures += 1;
+            self.tally.add(Rare::DiskFull);
             trace::line(format_args!("{} disk: it is full", self.name));
             return Err(io::Error::new(io::ErrorKind::StorageFull, "the simulated disk is full"));
         }
@@ -306,20 +332,17 @@ impl Inner {
         }
     }
 
-    /// Flips a bit of what was read, if it comes to that. Returns whether it did.
-    fn blemish(&mut self, read: &mut [u8]) -> bool {
-        let flips = self.faults.flip > 0.0 && !read.is_empty() && self.rng.random_bool(self.faults.flip);
-        if flips {
+    /// Flips a bit of what was read of `name`, if it comes to that.
+    fn blemish(&mut self, stored: Stored, name: &str, read: &mut [u8]) {
+        if self.faults.flip > 0.0 && !read.is_empty() && self.rng.random_bool(self.faults.flip) {
             let bit = self.rng.random_range(0..read.len() * 8);
             read[bit / 8] ^= 1 << (bit % 8);
             self.failures += 1;
-            trace::line(format_args!(
-                "{} disk: bit {bit} of {} bytes is read flipped",
-                self.name,
-                read.len()
-            ));
+            self.tally.add(Rare::Flipped(stored));
+            self.flipped.insert(name.to_owned(), trace::now());
+            let (node, bytes) = (&self.name, read.len());
+            trace::line(format_args!("{node} disk: bit {bit} of {bytes} bytes of {name} is read flipped"));
         }
-        flips
     }
 }
 
@@ -335,11 +358,6 @@ pub struct Life {
 }
 
 impl Life {
-    /// Whether the process lives.
-    pub fn is_alive(&self) -> bool {
-        self.disk.lock().life == self.number
-    }
-
     /// Whether a packet arrives. The process may die of it.
     pub fn receives(&self) -> bool {
         let mut inner = self.disk.lock();
@@ -395,8 +413,11 @@ impl Files for SimFiles {
     fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         let mut inner = self.life.disk.lock();
         inner.begin(self.life.number, Operation::Read)?;
-        // Flips are left out: the file has no checksum, a damaged identity is another node's problem.
-        Ok(inner.small.get(name).cloned())
+        let mut bytes = inner.small.get(name).cloned();
+        if let Some(bytes) = &mut bytes {
+            inner.blemish(Stored::File, name, bytes);
+        }
+        Ok(bytes)
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {

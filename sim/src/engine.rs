@@ -15,9 +15,9 @@ use roost_native::onnx::proto::ModelProto;
 use roost_native::{DType, Input, Limits, Model, Options, Program};
 use roost_node::engine::native::Native;
 use roost_node::engine::{Bundle, Cancel, Engine, EngineError, Session, Signature, Sink};
-use roost_protocol::bundle::MODEL_FILE;
+use roost_protocol::bundle::{BundleFile, FileList, MODEL_FILE};
 use roost_protocol::manifest::EngineChoice;
-use roost_protocol::{Tensor, TensorView};
+use roost_protocol::{Digest, Tensor, TensorView};
 
 use crate::condition::Conditions;
 use crate::entropy::split_mix;
@@ -114,7 +114,8 @@ pub struct Digits {
 }
 
 impl Digits {
-    /// An engine whose runs panic when `conditions` say so, and that tells `witness` of each.
+    /// An engine whose runs panic when `conditions` say so, and that tells `witness` of what it loads and
+    /// runs.
     pub fn new(conditions: Conditions, witness: Witness) -> Self {
         Self { native: Native::new(), conditions, witness }
     }
@@ -126,6 +127,9 @@ impl Engine for Digits {
     }
 
     fn load(&self, bundle: &Bundle) -> Result<Box<dyn Session>, EngineError> {
+        if let Some(expected) = bundle.digest {
+            self.witness.tell(Fact::Loaded { expected, actual: digest_of(bundle) });
+        }
         Ok(Box::new(Loaded {
             session: self.native.load(bundle)?,
             rows_max: bundle.manifest.batch_rows_max,
@@ -133,6 +137,17 @@ impl Engine for Digits {
             witness: self.witness.clone(),
         }))
     }
+}
+
+/// What the digest of a bundle's files is, whatever was said of it.
+fn digest_of(bundle: &Bundle) -> Digest {
+    let file = |(name, bytes): (&String, &Bytes)| BundleFile {
+        name: name.clone(),
+        bytes: bytes.len() as u64,
+        digest: Digest::of(bytes),
+    };
+    // No list of files is no bundle's, whose digest is another than that of nothing.
+    FileList::new(bundle.files.iter().map(file).collect()).map_or(Digest::of(b""), |list| list.digest())
 }
 
 struct Loaded {

@@ -1,8 +1,11 @@
 //! What is done to a world while faults come, and its mending at their end.
 //!
 //! A quorum of coordinators always keeps its data: only as many as a group can lose for good are ever wiped,
-//! or read flipped bits of their databases, which may make a damaged page durable. Everything else strikes
-//! everyone.
+//! or read flipped bits of their databases, which may make a damaged page durable. One worker at most loses
+//! its folder. What destroys nothing strikes whomever it can.
+//!
+//! Faults overlap. Each ends by itself and takes back its own alone; one that strikes where another of its
+//! kind still lasts takes that one's place.
 
 mod cuts;
 
@@ -42,16 +45,21 @@ pub struct Injector {
     emptied: Option<String>,
     /// Nodes that start late, and when.
     late: Vec<(Duration, String)>,
-    latency: Duration,
 }
 
 /// What ends by itself.
 #[derive(Debug, Clone, PartialEq)]
 enum Ending {
     Partition(PartitionId),
-    Latency(String, String),
-    Calm(String),
-    Disk(String),
+    /// Of two hosts in the order of their names.
+    SlowLink(String, String),
+    Storm(String),
+    ThinLink(String),
+    SlowDisk(String),
+    SlowCompute(String),
+    FailDisk(String),
+    FullDisk(String),
+    Flip(String),
 }
 
 impl Injector {
@@ -77,7 +85,6 @@ impl Injector {
             wiped: BTreeSet::new(),
             emptied: None,
             late: late.map(|node| (node.starts_after, node.name.clone())).collect(),
-            latency: plan.shape.latency_max,
         }
     }
 
@@ -127,11 +134,11 @@ impl Injector {
         let nodes: Vec<String> = world.nodes().map(str::to_owned).collect();
         for node in nodes {
             world.set_trap(&node, None);
-            world.set_disk_faults(&node, DiskFaults::default());
-            // An operator starts anew what its disk let down, such as a role that ended, and who gave a
-            // version up, which would be tried again by itself only in minutes. All else must recover by
-            // itself.
-            if world.is_up(&node) && (world.met_failures(&node) || world.gave_up(&node)) {
+            world.change_disk(&node, |faults| *faults = DiskFaults::default());
+            // An operator starts a node anew of which a role gave up, as a coordinator does whose disk
+            // failed, and one that gave a version up, which would be tried again by itself only in minutes.
+            // All else must recover by itself.
+            if world.is_up(&node) && world.gave_up(&node) {
                 world.crash(&node, Some(Duration::from_millis(500)));
             } else {
                 world.restart(&node);
@@ -142,25 +149,35 @@ impl Injector {
     fn end(&mut self, world: &mut World, ending: Ending) {
         match ending {
             Ending::Partition(id) => self.cuts.end(id).iter().for_each(|(from, to)| world.open(from, to)),
-            Ending::Latency(a, b) => world.set_latency_max(&a, &b, self.latency),
-            Ending::Calm(host) => {
-                world.change(&host, |condition| {
-                    // A clock stays off.
-                    *condition = Condition { skew_ms: condition.skew_ms, ..Condition::default() };
-                });
-            }
-            Ending::Disk(node) => world.set_disk_faults(&node, DiskFaults::default()),
+            Ending::SlowLink(a, b) => world.restore_latency(&a, &b),
+            Ending::Storm(host) => world.change(&host, |condition| {
+                (condition.weather.loss, condition.weather.duplication) = (0.0, 0.0);
+            }),
+            Ending::ThinLink(host) => world.change(&host, |condition| condition.weather.bytes_per_s = None),
+            Ending::SlowDisk(node) => world.change(&node, |condition| condition.slow_disk = 1.0),
+            Ending::SlowCompute(node) => world.change(&node, |condition| condition.slow_compute = 1.0),
+            Ending::FailDisk(node) => world.change_disk(&node, |faults| {
+                (faults.fail_read, faults.fail_write) = (0.0, 0.0);
+            }),
+            Ending::FullDisk(node) => world.change_disk(&node, |faults| faults.full = false),
+            Ending::Flip(node) => world.change_disk(&node, |faults| faults.flip = 0.0),
         }
     }
 
     fn after(&mut self, world: &World, seconds: Range<f64>, ending: Ending) {
         let lasts = Duration::from_secs_f64(self.rng.random_range(seconds));
+        self.ends.retain(|(_, other)| *other != ending);
         self.ends.push((world.elapsed() + lasts, ending));
     }
 
     fn node(&mut self, world: &World) -> String {
         let nodes: Vec<&str> = world.nodes().collect();
         nodes.choose(&mut self.rng).map(|node| (*node).to_owned()).unwrap_or_default()
+    }
+
+    fn worker(&mut self, world: &World) -> String {
+        let workers: Vec<&str> = world.nodes().filter(|name| world.shape_of(name).worker).collect();
+        workers.choose(&mut self.rng).map(|node| (*node).to_owned()).unwrap_or_default()
     }
 
     fn host(&mut self, world: &World) -> String {
@@ -194,41 +211,40 @@ impl Injector {
             Kind::Depose => self.depose(world),
             Kind::OneWay => self.one_way(world),
             Kind::SlowLink => {
-                let (a, b) = (self.host(world), self.host(world));
-                if a != b {
+                let (one, other) = (self.host(world), self.host(world));
+                if one != other {
+                    let (a, b) = (one.clone().min(other.clone()), one.max(other));
                     let latency = Duration::from_millis(self.rng.random_range(50..400));
                     world.set_latency_max(&a, &b, latency);
-                    self.after(world, 1.0..8.0, Ending::Latency(a, b));
+                    self.after(world, 1.0..8.0, Ending::SlowLink(a, b));
                 }
             }
             Kind::Storm => {
-                let weather = Weather {
-                    loss: self.rng.random_range(0.0..0.3),
-                    duplication: self.rng.random_range(0.0..0.3),
-                    ..Weather::default()
-                };
+                let (loss, duplication) = (self.rng.random_range(0.0..0.3), self.rng.random_range(0.0..0.3));
                 let host = self.host(world);
-                world.change(&host, |condition| condition.weather = weather);
-                self.after(world, 1.0..6.0, Ending::Calm(host));
+                world.change(&host, |condition| {
+                    condition.weather = Weather { loss, duplication, ..condition.weather };
+                });
+                self.after(world, 1.0..6.0, Ending::Storm(host));
             }
             Kind::ThinLink => {
                 let host = self.host(world);
                 let bytes_per_s = Some(self.rng.random_range(8_000..100_000));
                 world.change(&host, |condition| condition.weather.bytes_per_s = bytes_per_s);
-                self.after(world, 1.0..8.0, Ending::Calm(host));
+                self.after(world, 1.0..8.0, Ending::ThinLink(host));
             }
             Kind::SlowDisk => {
                 let (node, factor) = (self.node(world), self.rng.random_range(5.0..150.0));
                 world.change(&node, |condition| condition.slow_disk = factor);
-                self.after(world, 1.0..8.0, Ending::Calm(node));
+                self.after(world, 1.0..8.0, Ending::SlowDisk(node));
             }
             Kind::SlowCompute => {
-                let (node, factor) = (self.node(world), self.rng.random_range(5.0..200.0));
+                let (node, factor) = (self.worker(world), self.rng.random_range(5.0..200.0));
                 world.change(&node, |condition| condition.slow_compute = factor);
-                self.after(world, 1.0..5.0, Ending::Calm(node));
+                self.after(world, 1.0..5.0, Ending::SlowCompute(node));
             }
             Kind::Panic => {
-                let node = self.node(world);
+                let node = self.worker(world);
                 world.change(&node, |condition| condition.panics += 1);
             }
             Kind::Skew => {
@@ -239,11 +255,16 @@ impl Injector {
                 let rate = [0.3, 0.03, 0.003].choose(&mut self.rng).copied().unwrap_or_default();
                 let (read, write) = (self.rng.random_bool(0.3), self.rng.random_bool(0.7));
                 let fault = |fails| if fails { rate } else { 0.0 };
-                let faults =
-                    DiskFaults { fail_read: fault(read), fail_write: fault(write), ..DiskFaults::default() };
-                self.spoil(world, faults);
+                let (fail_read, fail_write) = (fault(read), fault(write));
+                let node = self.node(world);
+                world.change_disk(&node, |faults| *faults = DiskFaults { fail_read, fail_write, ..*faults });
+                self.after(world, 0.2..4.0, Ending::FailDisk(node));
             }
-            Kind::FullDisk => self.spoil(world, DiskFaults { full: true, ..DiskFaults::default() }),
+            Kind::FullDisk => {
+                let node = self.node(world);
+                world.change_disk(&node, |faults| faults.full = true);
+                self.after(world, 0.2..4.0, Ending::FullDisk(node));
+            }
             Kind::Flip => {
                 let node = self.node(world);
                 let shape = world.shape_of(&node);
@@ -255,12 +276,12 @@ impl Injector {
                     self.lost.insert(node.clone());
                 }
                 let flip = [0.5, 0.05, 0.005].choose(&mut self.rng).copied().unwrap_or_default();
-                world.set_disk_faults(&node, DiskFaults { flip, ..DiskFaults::default() });
+                world.change_disk(&node, |faults| faults.flip = flip);
                 // What starts reads everything that it has.
                 if self.rng.random() {
                     world.crash(&node, Some(Duration::from_millis(200)));
                 }
-                self.after(world, 0.5..5.0, Ending::Disk(node));
+                self.after(world, 0.5..5.0, Ending::Flip(node));
             }
             Kind::Wipe => self.wipe(world),
             Kind::Empty => self.empty(world),
@@ -272,7 +293,7 @@ impl Injector {
         if self.rng.random_bool(0.9) {
             let factor = self.rng.random_range(50.0..300.0);
             world.change(&node, |condition| condition.slow_compute = factor);
-            self.after(world, 4.0..10.0, Ending::Calm(node));
+            self.after(world, 4.0..10.0, Ending::SlowCompute(node));
         }
     }
 
@@ -319,9 +340,9 @@ impl Injector {
         self.ends.push((until, Ending::Partition(id)));
     }
 
-    /// Parts the leader, as many voters as are too few to elect another, all coordinators that do not vote, the
-    /// readers, and half of the other clients from the rest. So long that the rest elects another leader and
-    /// changes something: those who still know of no other than the old one then read from it.
+    /// Parts the leader, as many voters as are too few to elect another, all coordinators that do not vote,
+    /// the readers, and half of the other clients from the rest. So long that the rest elects another leader
+    /// and changes something: those who still know of no other than the old one then read from it.
     fn depose(&mut self, world: &World) {
         let Some(leader) = world.leader() else { return };
         let voters = world.voters();
@@ -347,12 +368,6 @@ impl Injector {
         self.cut(world, until, others.into_iter().map(way).collect());
     }
 
-    fn spoil(&mut self, world: &World, faults: DiskFaults) {
-        let node = self.node(world);
-        world.set_disk_faults(&node, faults);
-        self.after(world, 0.2..4.0, Ending::Disk(node));
-    }
-
     /// Takes a coordinator's databases or its whole folder. Before it knows its cluster it has nothing to
     /// forget.
     fn wipe(&mut self, world: &mut World) {
@@ -362,9 +377,6 @@ impl Injector {
             return;
         }
         world.crash(&node, None);
-        if world.is_up(&node) {
-            return;
-        }
         // A worker of a new identity has to wait until its old one is out.
         let whole = self.rng.random_bool(0.4) && !world.shape_of(&node).worker;
         world.wipe(&node, if whole { Loss::Folder } else { Loss::Databases });
@@ -385,9 +397,6 @@ impl Injector {
             return;
         }
         world.crash(&node, None);
-        if world.is_up(&node) {
-            return;
-        }
         world.empty(&node);
         self.emptied = Some(node.clone());
         world.restart(&node);

@@ -194,7 +194,7 @@ impl History {
         self.lock().failed
     }
 
-    /// The operations that have ended.
+    /// The operations that have ended or were given up.
     pub fn ops(&self) -> Vec<Arc<Op>> {
         self.lock().ops.clone()
     }

@@ -4,6 +4,7 @@ mod always_serving;
 mod answers;
 mod availability;
 mod bundles;
+mod durable;
 mod election_safety;
 mod epochs;
 mod hosting;
@@ -19,7 +20,7 @@ mod sticky;
 mod wiped_voters;
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -43,6 +44,7 @@ pub fn all(coordinators: BTreeMap<String, SimDisk>, bounds: Bounds) -> Vec<Box<d
     vec![
         Box::new(election_safety::ElectionSafety::default()),
         Box::new(wiped_voters::WipedVoters::new(coordinators.clone())),
+        Box::new(durable::Durable::new(coordinators.clone())),
         Box::new(log_matching::LogMatching::default()),
         Box::new(epochs::Epochs::default()),
         Box::new(one_view::OneView::default()),

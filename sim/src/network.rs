@@ -21,6 +21,7 @@ use roost_protocol::quic::Network;
 use turmoil::net::UdpSocket;
 
 use crate::condition::Conditions;
+use crate::coverage::Rare;
 use crate::disk::Life;
 
 /// What the queue ahead of a thin link holds: a few packets, as a modem's does.
@@ -145,11 +146,14 @@ impl AsyncUdpSocket for Socket {
             1
         };
         let (to, length) = (transmit.destination, transmit.contents.len());
-        let fate = match copies {
-            0 => ", lost",
-            1 => "",
-            _ => ", twice",
+        let (fate, rare) = match copies {
+            0 => (", lost", Some(Rare::PacketLost)),
+            1 => ("", None),
+            _ => (", twice", Some(Rare::PacketDoubled)),
         };
+        if let Some(rare) = rare {
+            self.conditions.count(rare);
+        }
         crate::trace::line(format_args!("{} -> {to} {length} bytes{fate}", self.local));
         for _ in 0..copies {
             // A packet that the network does not take is lost, which UDP may do.

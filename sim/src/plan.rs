@@ -9,7 +9,6 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-use crate::entropy::split_mix;
 use crate::world::{NodeShape, Place, Shape};
 
 /// How long faults come, unless something else is asked for.
@@ -120,8 +119,8 @@ pub struct Load {
     pub admins: usize,
     /// Keys that users ask for.
     pub keys: u32,
-    /// Replicas that manifests ask for.
-    pub replicas: u16,
+    /// Replicas that a manifest asks for at most.
+    pub replicas_max: u16,
 }
 
 impl Plan {
@@ -139,12 +138,12 @@ impl Plan {
             ask: Duration::from_millis(rng.random_range(40..200)),
             keys: rng.random_range(2..16),
             // Often one alone: a version that two serve is served even where one lets go of it too early.
-            replicas: if rng.random_range(1..=3) < 3 { 1 } else { 3 },
-            // Drawn apart, so that what else a seed draws stays as it was before there were any.
-            admins: usize::from(split_mix(&mut (seed ^ 0xad31_0000_0000_0001)).is_multiple_of(2)),
+            replicas_max: if rng.random_range(1..=3) < 3 { 1 } else { 3 },
+            admins: rng.random_range(0..=1),
         };
         let mut shape = shape(&mut rng, &load);
-        shape.nodes.extend(spares(seed, &shape.nodes, &load));
+        let spares = spares(&mut rng, &shape.nodes, &load);
+        shape.nodes.extend(spares);
         let mut faults = Vec::new();
         for (kind, shortest) in Kind::ALL {
             let (comes, factor) = (rng.random_bool(0.5), rng.random_range(1.0..6.0));
@@ -156,14 +155,13 @@ impl Plan {
     }
 }
 
-/// Coordinators that an administrator may take in. Drawn apart, as the administrator is.
-fn spares(seed: u64, founders: &[NodeShape], load: &Load) -> Vec<NodeShape> {
+/// Coordinators that an administrator may take in: two, which makes seven at most, as many as a config may
+/// name.
+fn spares(rng: &mut StdRng, founders: &[NodeShape], load: &Load) -> Vec<NodeShape> {
     let first = founders.iter().filter(|node| node.coordinator).count() + 1;
-    // A config names five coordinators at most; a group of so many shrinks first, and takes its own in again.
-    if load.admins == 0 || first > 4 {
+    if load.admins == 0 {
         return Vec::new();
     }
-    let mut rng = StdRng::seed_from_u64(seed ^ 0x59a2_e500_0000_0001);
     let spare = |i| NodeShape {
         place: Place::Spare,
         starts_after: Duration::from_millis(rng.random_range(1_000..15_000)),
@@ -202,11 +200,14 @@ fn shape(rng: &mut StdRng, load: &Load) -> Shape {
     let (executors, rows) = (rng.random_range(1..=2), [8, 64, 4_096].choose(rng).copied().unwrap_or(64));
     // Most logs are so short in between that coordinators that were away are sent snapshots.
     let entries = [4, 16, 64, 4_096].choose(rng).copied().unwrap_or(4_096);
+    // The least takes any single request, and not two of the largest.
+    let bytes = [2_048, 16_384, 1 << 30].choose(rng).copied().unwrap_or(1 << 30);
     Shape {
         clients: clients.collect(),
         coordinator: format!("snapshot_entries = {entries}\n"),
         worker: format!(
-            "drain_ms_min = {drain}\nexecutors_per_version = {executors}\nrows_in_flight_max = {rows}\n"
+            "drain_ms_min = {drain}\nexecutors_per_version = {executors}\n\
+             rows_in_flight_max = {rows}\nbytes_in_flight_max = {bytes}\n"
         ),
         tick: Duration::from_millis(1),
         latency_min: Duration::from_millis(1),

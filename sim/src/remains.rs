@@ -1,16 +1,21 @@
 //! What the nodes have on their disks when a run has ended, read by the product's own records.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 use redb::backends::InMemoryBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use roost_coordinator::raft::record::{self, EntryRecord, SnapshotMetaRecord, VoteRecord};
+use roost_protocol::error::panic_text;
 
 use crate::disk::SimDisk;
 
-const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+/// The file of a coordinator's database.
+pub const DATABASE: &str = "raft.redb";
+
+pub(crate) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
 /// What a node has on its disk.
 pub struct Remains {
@@ -52,9 +57,7 @@ impl Remains {
     pub fn of(node: &str, disk: &SimDisk, standing: Standing) -> Self {
         Self {
             node: node.to_owned(),
-            raft: disk
-                .database("raft.redb")
-                .map(|bytes| Raft::read(&bytes).map_err(|error| error.to_string())),
+            raft: disk.database(DATABASE).map(|bytes| Raft::read(&bytes)),
             bundles: disk.objects("bundles"),
             cache: disk.objects("cache"),
             standing,
@@ -77,7 +80,19 @@ impl Raft {
         whole && (expected > last || begins > last)
     }
 
-    fn read(bytes: &[u8]) -> Result<Self, Box<dyn std::error::Error>> {
+    /// What the bytes of a database say.
+    ///
+    /// # Errors
+    /// Why they cannot be read. As in the product, that the database panics over a damaged page is such a
+    /// reason.
+    pub fn read(bytes: &[u8]) -> Result<Self, String> {
+        match catch_unwind(AssertUnwindSafe(|| Self::read_image(bytes))) {
+            Ok(read) => read.map_err(|error| error.to_string()),
+            Err(panic) => Err(format!("the database panicked: {}", panic_text(&*panic))),
+        }
+    }
+
+    fn read_image(bytes: &[u8]) -> Result<Self, Box<dyn std::error::Error>> {
         let image = InMemoryBackend::new();
         image.set_len(bytes.len() as u64)?;
         image.write(0, bytes)?;
@@ -95,5 +110,26 @@ impl Raft {
         let snapshot: Option<SnapshotMetaRecord> = record::open("the snapshot", snapshot.value())?;
         let snapshot = snapshot.and_then(|snapshot| snapshot.last()).map(|last| last.index());
         Ok(Self { log, vote, snapshot })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::invariants::fixtures::database;
+
+    #[test]
+    fn a_database_is_read_and_damage_of_any_page_is_an_error_at_most() {
+        let image = database(3, Some(7));
+        let raft = Raft::read(&image).unwrap();
+        assert_eq!((raft.log.keys().copied().collect::<Vec<_>>(), raft.snapshot), (vec![8, 9, 10], Some(7)));
+        let mut panicked = 0;
+        for at in (0..image.len().min(64 * 1024)).step_by(64) {
+            let mut damaged = image.clone();
+            damaged[at..][..64].fill(0xff);
+            let read = Raft::read(&damaged);
+            panicked += usize::from(read.is_err_and(|error| error.starts_with("the database panicked")));
+        }
+        assert!(panicked > 0, "no damage is of the kind that the database panics over");
     }
 }

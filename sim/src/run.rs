@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use roost_protocol::error::panic_text;
+
 use crate::coverage::Coverage;
 use crate::entropy::spawn;
 use crate::facts::{Fact, Witness, fact_of};
@@ -14,13 +16,15 @@ use crate::panics::stop_at;
 use crate::plan::{CONVERGE, Plan, SAFETY};
 use crate::remains::{Remains, Standing};
 use crate::trace::{self, Keep, Traced};
-use crate::workload::{Phase, Workload};
+use crate::workload::{Missing, Phase, Workload};
 use crate::world::World;
 
-/// How long it may take beyond [`CONVERGE`] until a worker that came back as another node has its name again:
-/// a minute until the node that it was is out, another until it asks anew, and what an election in between
-/// costs.
+/// How long it may take after the end of faults until a worker that came back as another node has its name
+/// again: a minute until the node that it was is out, counted anew by each leader, another until it asks
+/// anew, and what an election in between costs.
 const OUT: Duration = Duration::from_secs(130);
+/// That the liveness phase comes to its end, as a violation names it.
+const CONVERGES: &str = "everything converges in time";
 /// How long users still ask once everything has converged.
 const CALM: Duration = Duration::from_secs(2);
 /// How long nodes may take to be done with what nobody waits for any more.
@@ -61,13 +65,31 @@ pub struct Report {
     /// What was run.
     pub options: Options,
     /// What was broken, if anything.
-    pub failure: Option<String>,
+    pub failure: Option<Failure>,
     /// The trace.
     pub trace: Traced,
     /// How much happened.
     pub counts: Counts,
     /// How often what is rare came.
     pub coverage: Coverage,
+}
+
+/// Why a run is no good one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// An invariant does not hold.
+    Broken(Violation),
+    /// It could not go on.
+    Stopped(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Broken(violation) => violation.fmt(f),
+            Self::Stopped(why) => f.write_str(why),
+        }
+    }
 }
 
 /// How much happened in a run.
@@ -111,10 +133,10 @@ pub fn run(options: Options) -> Report {
         roost_protocol::known_bugs::put_back(options.bug);
         let witness = Witness::default();
         let watching = witness.clone();
-        let gathers = trace::gather(options.keep, move |seen| {
-            if let Some(fact) = fact_of(seen) {
-                watching.tell_of(seen.host, &fact);
-            }
+        let gathers = trace::gather(options.keep, move |seen| match fact_of(seen) {
+            Ok(Some(fact)) => watching.tell_of(seen.host, &fact),
+            Ok(None) => {}
+            Err(what) => watching.break_off(what),
         });
         // Ahead of all else, so that a panic finds it.
         let _ = tell.send(trace::handle());
@@ -126,16 +148,16 @@ pub fn run(options: Options) -> Report {
     });
     let traced = told.recv();
     // The other end is gone when the simulation has ended; until then it may panic.
-    let nothing = |failure: String| (Some(failure), Counts::default(), Coverage::default());
+    let nothing = |why: String| (Some(Failure::Stopped(why)), Counts::default(), Coverage::default());
     let (failure, counts, coverage) = match panics.recv() {
         Ok(panic) => nothing(panic),
-        Err(_) => thread.join().unwrap_or_else(|_| nothing("it did not even begin".to_owned())),
+        Err(_) => thread.join().unwrap_or_else(|panic| nothing(format!("a panic: {}", panic_text(&*panic)))),
     };
     let trace = traced.map_or_else(|_| trace::take(), |traced| traced.take());
     Report { options, failure, trace, counts, coverage }
 }
 
-fn simulate(options: &Options, witness: &Witness, counts: &mut Counts) -> Result<(), String> {
+fn simulate(options: &Options, witness: &Witness, counts: &mut Counts) -> Result<(), Failure> {
     let plan = Plan::draw(options.seed, options.safety);
     trace::line(format_args!("{plan:?}"));
     let mut world = World::new(options.seed, &plan.shape, witness.clone());
@@ -147,6 +169,7 @@ fn simulate(options: &Options, witness: &Witness, counts: &mut Counts) -> Result
     witness.add(invariants::all(disks.collect(), bounds));
     let mut injector = Injector::new(options.seed, &plan);
     let workload = Workload::start(&mut world, &plan, injector.doomed(), witness);
+    world.draw_latencies(options.seed);
     let result = live(options, &plan, &mut world, &workload, &mut injector, witness);
     counts.elapsed = world.elapsed();
     let converged = result.as_ref().ok().copied().flatten().unwrap_or(world.elapsed());
@@ -172,8 +195,10 @@ fn live(
     workload: &Workload,
     injector: &mut Injector,
     witness: &Witness,
-) -> Result<Option<Duration>, String> {
+) -> Result<Option<Duration>, Failure> {
     let (mut phase, mut converged, mut ended) = (Phase::Safety, Duration::ZERO, None);
+    // Since when everything could converge.
+    let mut unhindered = plan.safety;
     loop {
         let now = world.elapsed();
         if options.until.is_some_and(|until| now >= until) {
@@ -198,10 +223,15 @@ fn live(
                     phase = Phase::Converged;
                     workload.enter(phase);
                 }
-                Some(missing) if now >= plan.safety + patience(injector) => {
-                    let invariant = "everything converges in time";
-                    let violation = Violation { invariant, at: now, what: missing };
-                    return Err(violation.to_string());
+                // Whoever took the place of a worker waits until it may.
+                Some(Missing { node: Some(node), .. })
+                    if injector.emptied() == Some(&node) && now < plan.safety + OUT =>
+                {
+                    unhindered = now;
+                }
+                Some(Missing { what, .. }) if now >= unhindered + CONVERGE => {
+                    let violation = Violation { invariant: CONVERGES, at: now, what };
+                    return Err(Failure::Broken(violation));
                 }
                 Some(_) => {}
             },
@@ -211,7 +241,8 @@ fn live(
             }
             Phase::Converged | Phase::Over => {}
         }
-        if world.step().map_err(|error| format!("a host failed: {error}"))? {
+        let stepped = world.step().map_err(|error| Failure::Stopped(format!("a host failed: {error}")));
+        if stepped? {
             let rested = now >= *ended.get_or_insert(now) + REST;
             // What was agreed on in the last instant still reaches the others; that it must is for an
             // invariant to say.
@@ -220,7 +251,7 @@ fn live(
             }
         }
         if let Some(violation) = witness.violation() {
-            return Err(violation.to_string());
+            return Err(Failure::Broken(violation));
         }
     }
 }
@@ -232,17 +263,12 @@ fn are_equal(workload: &Workload, injector: &Injector, witness: &Witness) -> boo
     members.difference(injector.lost()).all(|name| applied.get(name) == last)
 }
 
-/// How long everything may take to converge, once faults have ended.
-fn patience(injector: &Injector) -> Duration {
-    if injector.emptied().is_some() { OUT + CONVERGE } else { CONVERGE }
-}
-
 fn judge(
     world: &mut World,
     workload: &Workload,
     injector: &Injector,
     witness: &Witness,
-) -> Result<(), String> {
+) -> Result<(), Failure> {
     let nodes: Vec<String> = world.nodes().map(str::to_owned).collect();
     nodes.iter().for_each(|node| world.crash(node, None));
     let (wiped, members) = (witness.wiped(), workload.members());
@@ -264,5 +290,5 @@ fn judge(
         remains: remains.collect(),
     };
     witness.judge(world.elapsed(), &end);
-    witness.violation().map_or(Ok(()), |violation| Err(violation.to_string()))
+    witness.violation().map_or(Ok(()), |violation| Err(Failure::Broken(violation)))
 }

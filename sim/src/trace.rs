@@ -145,6 +145,7 @@ fn lock(trace: &Mutex<Trace>) -> MutexGuard<'_, Trace> {
 }
 
 /// An event of Roost's own crates.
+#[derive(Debug)]
 pub struct Seen<'a> {
     /// The host that it happened on.
     pub host: &'a str,
@@ -154,10 +155,10 @@ pub struct Seen<'a> {
     pub fields: &'a [(&'static str, String)],
 }
 
-impl Seen<'_> {
-    /// A field by its name; empty when there is none.
-    pub fn field(&self, name: &str) -> &str {
-        self.fields.iter().find(|(field, _)| *field == name).map_or("", |(_, value)| value)
+impl<'a> Seen<'a> {
+    /// A field by its name.
+    pub fn field(&self, name: &str) -> Option<&'a str> {
+        self.fields.iter().find(|(field, _)| *field == name).map(|(_, value)| value.as_str())
     }
 }
 

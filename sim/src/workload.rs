@@ -44,6 +44,27 @@ pub enum Phase {
     Over,
 }
 
+/// What is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// What.
+    pub what: String,
+    /// The name of the node that it is about, where it is about one.
+    pub node: Option<String>,
+}
+
+impl From<String> for Missing {
+    fn from(what: String) -> Self {
+        Self { what, node: None }
+    }
+}
+
+impl From<&str> for Missing {
+    fn from(what: &str) -> Self {
+        what.to_owned().into()
+    }
+}
+
 /// What the clients of a run share. Cloning shares it.
 #[derive(Clone)]
 pub struct Workload(Rc<Shared>);
@@ -66,10 +87,10 @@ struct Shared {
     doomed: BTreeSet<String>,
     /// Whether an administrator may still change something.
     administers: Cell<bool>,
-    /// The nodes' disks, by name, and whether it is a sound coordinator's.
+    /// The coordinators' disks, by name, and whether the coordinator is sound: it must converge.
     disks: RefCell<BTreeMap<String, (SimDisk, bool)>>,
     /// Why the auditor is not content yet; none once it is.
-    missing: RefCell<Option<String>>,
+    missing: RefCell<Option<Missing>>,
     /// What the auditor found at the end.
     last: RefCell<Published>,
 }
@@ -94,7 +115,7 @@ impl Workload {
             doomed: doomed.clone(),
             administers: Cell::new(load.admins > 0),
             disks: RefCell::default(),
-            missing: RefCell::new(Some("it has not begun".to_owned())),
+            missing: RefCell::new(Some("it has not begun".into())),
             last: RefCell::default(),
         };
         let workload = Self(Rc::new(shared));
@@ -130,17 +151,17 @@ impl Workload {
         self.0.phase.set(phase);
     }
 
-    /// Gives the auditor the disks to look at; true marks a coordinator that must converge.
+    /// Gives the auditor the coordinators' disks to look at; true marks one that must converge.
     pub fn give_disks(&self, disks: BTreeMap<String, (SimDisk, bool)>) {
         *self.0.disks.borrow_mut() = disks;
     }
 
     /// What the auditor still misses; none once everything has converged.
-    pub fn missing(&self) -> Option<String> {
+    pub fn missing(&self) -> Option<Missing> {
         self.0.missing.borrow().clone()
     }
 
-    /// The operations, also those that are still open.
+    /// The operations that have ended or were given up: all of them, once every client has ended.
     pub fn ops(&self) -> Vec<Arc<Op>> {
         self.0.history.ops()
     }
@@ -234,7 +255,7 @@ impl Workload {
 enum Novelty {
     /// It is unlike all others.
     New,
-    /// It is the one that was made last.
+    /// Its model is the one that was made last, if any was.
     Again,
 }
 

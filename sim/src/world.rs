@@ -11,20 +11,21 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use roost_client::Client;
 use roost_node::config::ClusterConfig;
 use roost_node::{Node, NodeConfig, start};
 use roost_protocol::NodeName;
 use turmoil::Sim;
 
-use self::cluster::Cluster;
+use self::cluster::{Cluster, Knows};
 use crate::condition::{Condition, Conditions};
 use crate::disk::{Casualties, DiskFaults, SimDisk, Trap};
 use crate::environment::{BEGIN, environment};
 use crate::facts::{Fact, Loss, Witness};
 use crate::trace;
 
-use self::cluster::Knows;
 pub use self::cluster::{Connector, NodeShape, Place, Shape};
 
 /// Packets that a host has not taken yet. Turmoil drops more, as a kernel would.
@@ -40,6 +41,10 @@ pub struct World {
     cluster: Arc<Cluster>,
     nodes: BTreeMap<String, Host>,
     clients: BTreeMap<String, Conditions>,
+    /// The shortest way of a packet, and the longest where nothing else is said.
+    latency: (Duration, Duration),
+    /// The longest between two hosts, in the order of their names.
+    latency_max: BTreeMap<(String, String), Duration>,
     casualties: Casualties,
     witness: Witness,
 }
@@ -52,8 +57,6 @@ struct Host {
     up: bool,
     /// When it is started again, while it is down.
     restart: Option<Duration>,
-    /// Faults of the disk when the process began.
-    failures: u64,
 }
 
 impl World {
@@ -74,8 +77,9 @@ impl World {
             .build();
         let cluster = Arc::new(Cluster::new(seed, shape));
         let casualties = Casualties::default();
-        let (nodes, clients) = (BTreeMap::new(), BTreeMap::new());
-        let mut world = Self { sim, cluster, nodes, clients, casualties, witness };
+        let (nodes, clients, latency_max) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let latency = (shape.latency_min, shape.latency_max);
+        let mut world = Self { sim, cluster, nodes, clients, latency, latency_max, casualties, witness };
         for node in &shape.nodes {
             world.add(node);
         }
@@ -84,8 +88,10 @@ impl World {
 
     fn add(&mut self, shape: &NodeShape) {
         let name = shape.name.clone();
+        let tally = self.witness.tally();
         let disk = SimDisk::new(&name, self.cluster.seed_of(&name, 0), self.casualties.clone());
-        let conditions = Conditions::default();
+        let disk = disk.counted_by(tally.clone());
+        let conditions = Conditions::counted_by(tally);
         let (cluster, casualties) = (self.cluster.clone(), self.casualties.clone());
         let (given_disk, given_conditions) = (disk.clone(), conditions.clone());
         let (speed, knows) = (shape.speed, shape.knows());
@@ -105,7 +111,7 @@ impl World {
             };
             boot.run()
         });
-        let mut host = Host { shape: shape.clone(), disk, conditions, up: true, restart: None, failures: 0 };
+        let mut host = Host { shape: shape.clone(), disk, conditions, up: true, restart: None };
         if shape.starts_after > Duration::ZERO {
             trace::deaf(|| self.sim.crash(shape.name.as_str()));
             (host.up, host.restart) = (false, Some(shape.starts_after));
@@ -118,7 +124,7 @@ impl World {
     where
         F: Future<Output = turmoil::Result> + 'static,
     {
-        let conditions = Conditions::default();
+        let conditions = Conditions::counted_by(self.witness.tally());
         self.clients.insert(name.to_owned(), conditions.clone());
         let connector = Connector::new(self.cluster.clone(), name, conditions);
         self.sim.client(name.to_owned(), async move { story(connector).await });
@@ -170,7 +176,7 @@ impl World {
 
     /// The coordinators that vote.
     pub fn voters(&self) -> BTreeSet<String> {
-        self.witness.coverage().voters()
+        self.witness.voters()
     }
 
     /// What a node is.
@@ -183,13 +189,7 @@ impl World {
         self.nodes[node].up
     }
 
-    /// Whether a node's disk failed since its process began.
-    pub fn met_failures(&self, node: &str) -> bool {
-        let host = &self.nodes[node];
-        host.disk.failures() > host.failures
-    }
-
-    /// Whether a node's process gave a version up.
+    /// Whether a node's process gave a version or a role up.
     pub fn gave_up(&self, node: &str) -> bool {
         self.witness.gave_up(node)
     }
@@ -207,6 +207,8 @@ impl World {
         }
         trace::line(format_args!("crash {node}"));
         self.nodes[node].disk.crash();
+        // It may be dead already, and must not be torn down again once it has been started.
+        self.casualties.remove(node);
         self.tear_down(node, down);
     }
 
@@ -214,7 +216,7 @@ impl World {
     pub fn restart(&mut self, node: &str) {
         let Some(host) = self.nodes.get_mut(node).filter(|host| !host.up) else { return };
         trace::line(format_args!("start {node}"));
-        (host.up, host.restart, host.failures) = (true, None, host.disk.failures());
+        (host.up, host.restart) = (true, None);
         self.sim.bounce(node);
     }
 
@@ -248,10 +250,10 @@ impl World {
         }
     }
 
-    /// What goes wrong on a node's disk from now on.
-    pub fn set_disk_faults(&self, node: &str, faults: DiskFaults) {
+    /// Changes what goes wrong on a node's disk.
+    pub fn change_disk(&self, node: &str, change: impl FnOnce(&mut DiskFaults)) {
+        let faults = self.nodes[node].disk.change_faults(change);
         trace::line(format_args!("the disk of {node} has {faults:?}"));
-        self.nodes[node].disk.set_faults(faults);
     }
 
     /// Kills a node's process at an operation to come.
@@ -272,10 +274,30 @@ impl World {
         self.sim.repair_oneway(from, to);
     }
 
+    /// Draws for each pair of hosts how long a packet between them takes at most: as long as the shape says,
+    /// or less.
+    pub fn draw_latencies(&mut self, seed: u64) {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x1a7e_9c1e_5000_0001);
+        let (hosts, (shortest, longest)) = (self.hosts(), self.latency);
+        for (i, a) in hosts.iter().enumerate() {
+            for b in &hosts[i + 1..] {
+                let latency = shortest + (longest - shortest).mul_f64(rng.random_range(0.1..1.0));
+                self.latency_max.insert((a.clone(), b.clone()), latency);
+                self.restore_latency(a, b);
+            }
+        }
+    }
+
     /// Sets the longest latency between two hosts.
     pub fn set_latency_max(&self, a: &str, b: &str, latency: Duration) {
         trace::line(format_args!("latency of {a} and {b} is up to {latency:?}"));
         self.sim.set_link_max_message_latency(a, b, latency);
+    }
+
+    /// Sets the longest latency between two hosts, in the order of their names, back to what is usual there.
+    pub fn restore_latency(&self, a: &str, b: &str) {
+        let usual = self.latency_max.get(&(a.to_owned(), b.to_owned()));
+        self.set_latency_max(a, b, usual.copied().unwrap_or(self.latency.1));
     }
 
     /// The hosts: nodes and clients.

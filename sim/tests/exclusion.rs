@@ -1,6 +1,9 @@
-//! A worker whose disk spoils whatever it reads of bundles gives a new version up, the leader excludes it with the reason, and
-//! another worker serves the version in its place. What the worker holds in memory already it serves on.
+//! A worker whose disk spoils whatever it reads of bundles gives a new version up, the leader excludes it
+//! with the reason, and another worker serves the version in its place. What the worker holds in memory
+//! already it serves on.
 #![expect(clippy::unwrap_used, reason = "what the tests share is test code too")]
+
+mod digits;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -8,33 +11,21 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use roost_client::Client;
-use roost_client::bundle::LocalBundle;
-use roost_protocol::bundle::{MANIFEST_FILE, MODEL_FILE};
 use roost_protocol::messages::control::RolloutEventKind;
 use roost_protocol::view::{Published, View};
-use roost_protocol::{ModelName, ModelVersion, NodeId, NodeName, Version, placement};
-use roost_sim::disk::DiskFaults;
+use roost_protocol::{ModelVersion, NodeId, NodeName, Version, placement};
 use roost_sim::engine::{INPUT, OUTPUT, Oracle, image, model};
 use roost_sim::entropy;
 use roost_sim::facts::Witness;
 use roost_sim::world::{Shape, World, connect};
 
+use digits::{bundle, digits};
+
 /// Virtual time that the story may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Users that are asked for, of whom half get the new version.
 const USERS: usize = 40;
-
-fn digits() -> ModelName {
-    ModelName::new("digits").unwrap()
-}
-
-fn bundle(number: u64) -> LocalBundle {
-    let manifest = "batch_axes = { image = 0, probs = 0 }\n";
-    let files = [(MODEL_FILE, Bytes::from(model(number))), (MANIFEST_FILE, Bytes::from(manifest))];
-    LocalBundle::from_bytes(files.map(|(name, bytes)| (name.to_owned(), bytes)).into()).unwrap()
-}
 
 /// The names of nodes.
 fn names(view: &View, nodes: impl IntoIterator<Item = NodeId>) -> BTreeSet<NodeName> {
@@ -137,7 +128,7 @@ fn a_worker_that_cannot_load_a_version_is_excluded_and_another_takes_its_place()
         while !world.step().unwrap() {
             assert!(world.elapsed() < PATIENCE, "the story has not ended");
             if let Some(name) = spoil.borrow_mut().take() {
-                world.set_disk_faults(&name, DiskFaults { flip: 1.0, ..DiskFaults::default() });
+                world.change_disk(&name, |faults| faults.flip = 1.0);
             }
         }
     });

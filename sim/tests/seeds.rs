@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use roost_sim::coverage::Coverage;
+use roost_sim::coverage::{Coverage, Rare};
 use roost_sim::run::{Options, run};
 
 /// Simulations at once.
@@ -52,17 +52,14 @@ fn regressions() -> impl Iterator<Item = Options> {
 /// One test, so that no more than [`JOBS`] simulations run at once.
 #[test]
 fn a_hundred_seeds_and_those_that_failed_once() {
-    let coverage = check(&regressions().chain((0..100).map(Options::new)).collect::<Vec<_>>());
-    println!("{coverage}");
-    let Coverage { snapshots, purges, grown, shrunk, emptied, .. } = coverage;
-    let rare = [
-        (snapshots, "took a snapshot"),
-        (purges, "purged its log"),
-        (grown, "had more voters"),
-        (shrunk, "had fewer voters"),
-        (emptied, "had a worker emptied"),
-    ];
-    for (times, what) in rare {
-        assert!(times > 0, "of a hundred seeds none {what}");
-    }
+    #[expect(clippy::disallowed_methods, reason = "the time that the seeds take is the machine's")]
+    let begun = std::time::Instant::now();
+    let coverage = check(&(0..100).map(Options::new).collect::<Vec<_>>());
+    println!("a hundred seeds in {:.0} s: {coverage}", begun.elapsed().as_secs_f64());
+    check(&regressions().collect::<Vec<_>>());
+    let missing = coverage.missing();
+    println!("of a hundred seeds none met {missing:?}");
+    // These two take several things at once, and a hundred seeds may do without them.
+    let demanded = |rare: &Rare| !matches!(rare, Rare::VotesAnew | Rare::FellBack);
+    assert!(!missing.iter().any(demanded), "of a hundred seeds none met {missing:?}");
 }

@@ -3,17 +3,16 @@
 //! by line.
 #![expect(clippy::unwrap_used, reason = "what the tests share is test code too")]
 
+mod digits;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use roost_client::Client;
-use roost_client::bundle::LocalBundle;
-use roost_protocol::bundle::{MANIFEST_FILE, MODEL_FILE};
 use roost_protocol::view::Published;
-use roost_protocol::{ModelName, ModelVersion, Version};
+use roost_protocol::{ModelVersion, Version};
 use roost_sim::condition::Weather;
 use roost_sim::engine::{INPUT, OUTPUT, Oracle, image, model};
 use roost_sim::facts::Witness;
@@ -21,18 +20,10 @@ use roost_sim::trace::{Keep, Traced};
 use roost_sim::world::{Shape, World, connect};
 use roost_sim::{entropy, trace};
 
+use digits::{bundle, digits};
+
 /// Virtual time that a story may take.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-fn digits() -> ModelName {
-    ModelName::new("digits").unwrap()
-}
-
-fn bundle(number: u64) -> LocalBundle {
-    let manifest = "batch_axes = { image = 0, probs = 0 }\n";
-    let files = [(MODEL_FILE, Bytes::from(model(number))), (MANIFEST_FILE, Bytes::from(manifest))];
-    LocalBundle::from_bytes(files.map(|(name, bytes)| (name.to_owned(), bytes)).into()).unwrap()
-}
 
 async fn ask(client: &Client, key: &str, number: usize) -> (Version, Vec<f32>) {
     let response = client.infer("digits").key(key).input(INPUT, image(number)).send().await.unwrap();

@@ -229,6 +229,7 @@ impl RaftLogStorage<Types> for Log {
             let index = entry.log_id.index;
             records.push((index, record::seal("a log entry", &EntryRecord::from(entry))?));
         }
+        let last = records.last().map(|(index, _)| *index);
         let write = move |transaction: &WriteTransaction| {
             let mut table = transaction.open_table(LOG).map_err(io::Error::other)?;
             for (index, record) in &records {
@@ -236,12 +237,18 @@ impl RaftLogStorage<Types> for Log {
             }
             Ok(())
         };
+        let acknowledge = move |result: io::Result<()>| {
+            if let (Ok(()), Some(last)) = (&result, last) {
+                tracing::trace!(last, "is durable");
+            }
+            callback.io_completed(result);
+        };
         if roost_protocol::KnownBug::AcknowledgeBeforeFsync.is_in() {
-            callback.io_completed(Ok(()));
+            acknowledge(Ok(()));
             self.disk.write_then(write, drop);
             return Ok(());
         }
-        self.disk.write_then(write, move |result| callback.io_completed(result));
+        self.disk.write_then(write, acknowledge);
         Ok(())
     }
 
@@ -249,6 +256,8 @@ impl RaftLogStorage<Types> for Log {
         let first = last.map_or(0, |last| last.index + 1);
         self.disk
             .write(move |transaction| {
+                // In its turn: appends ahead of it may be acknowledged until here.
+                tracing::debug!(first, "truncates the log");
                 remove(&mut transaction.open_table(LOG).map_err(io::Error::other)?, first..)
             })
             .await

@@ -212,13 +212,13 @@ impl Life {
         let state = std::mem::replace(&mut self.state, State::Unloaded);
         let (state, commands) =
             lifecycle::handle_event(&self.shared.rules, state, event, Instant::now(), jitter)?;
-        let to = state.name();
+        let (to, live) = (state.name(), state.live());
         match &state {
             State::Failed { reason } if from != to => {
                 tracing::error!(version = %self.version, reason, "cannot be hosted here");
             }
             State::FetchWaiting(_) | State::Restarting(_) => {
-                tracing::warn!(version = %self.version, event = what, from, to, "will be tried again");
+                tracing::warn!(version = %self.version, event = what, from, to, live, "will be tried again");
             }
             State::Fetching(_)
             | State::Verifying(_)
@@ -229,9 +229,9 @@ impl Life {
             | State::Unloaded
             | State::Failed { .. } => {
                 if from == to {
-                    tracing::debug!(version = %self.version, event = what, from, to, "stayed");
+                    tracing::debug!(version = %self.version, event = what, from, to, live, "stayed");
                 } else {
-                    tracing::info!(version = %self.version, from, to, "moved on");
+                    tracing::info!(version = %self.version, from, to, live, "moved on");
                 }
             }
         }

@@ -451,6 +451,21 @@ impl State {
         }
     }
 
+    /// The executors that serve.
+    pub fn live(&self) -> u32 {
+        match self {
+            Self::Fetching(past)
+            | Self::FetchWaiting(past)
+            | Self::Verifying(past)
+            | Self::Loading(past)
+            | Self::Warming(past)
+            | Self::Ready(past)
+            | Self::Restarting(past)
+            | Self::Draining { past, .. } => past.live,
+            Self::Unloaded | Self::Failed { .. } => 0,
+        }
+    }
+
     /// The state's name.
     pub fn name(&self) -> &'static str {
         match self {

@@ -8,6 +8,7 @@ use rand::rngs::StdRng;
 use redb::StorageBackend;
 
 use super::{Inner, Life, Operation, Permit, dead};
+use crate::coverage::Stored;
 
 /// What a disk writes as one, unless it tears.
 pub(super) const SECTOR_BYTES: usize = 512;
@@ -38,8 +39,9 @@ impl File {
         &self.durable
     }
 
-    /// Decides what of the unsynced writes is kept, sector by sector.
-    pub(super) fn crash(&mut self, rng: &mut StdRng) {
+    /// Decides what of the unsynced writes is kept, sector by sector. Returns how many sectors were torn.
+    pub(super) fn crash(&mut self, rng: &mut StdRng) -> u64 {
+        let mut torn_sectors = 0;
         for pending in std::mem::take(&mut self.pending) {
             match pending {
                 Pending::Length(length) => self.durable.resize(length, 0),
@@ -47,6 +49,7 @@ impl File {
                     for (i, sector) in bytes.chunks(SECTOR_BYTES).enumerate() {
                         let at = offset + i * SECTOR_BYTES;
                         if rng.random_bool(TORN) {
+                            torn_sectors += 1;
                             let torn = rng.random_range(0..sector.len());
                             write_at(&mut self.durable, at, &sector[..torn]);
                         } else if rng.random() {
@@ -58,6 +61,7 @@ impl File {
         }
         self.current = self.durable.clone();
         self.open = false;
+        torn_sectors
     }
 
     /// The blocks that hold so many bytes at an offset.
@@ -156,7 +160,7 @@ impl StorageBackend for Handle {
         let range = offset as usize..offset as usize + out.len();
         let short = || io::Error::from(io::ErrorKind::UnexpectedEof);
         out.copy_from_slice(self.file(&mut inner)?.current.get(range).ok_or_else(short)?);
-        inner.blemish(out);
+        inner.blemish(Stored::Database, &self.name, out);
         Ok(())
     }
 
@@ -171,7 +175,7 @@ impl StorageBackend for Handle {
 
     fn sync_data(&self) -> io::Result<()> {
         // Half a sync leaves the writes to the crash that follows.
-        let synced = self.change(Operation::Write, |file, part| {
+        let synced = self.change(Operation::Sync, |file, part| {
             if part == Part::Whole {
                 file.sync();
             }

@@ -65,10 +65,10 @@ fn a_trap_kills_before_during_or_after_an_operation() {
     let life = disk.life();
     disk.set_trap(Some(Trap { after: 1, moment: Moment::Before, counted: Counted::Sent }));
     assert!(life.sends() && life.receives());
-    assert!(!life.sends() && !life.is_alive() && !life.receives());
+    assert!(!life.sends() && !life.receives());
     let life = disk.life();
     disk.set_trap(Some(Trap { after: 0, moment: Moment::After, counted: Counted::Received }));
-    assert!(life.sends() && life.receives() && !life.is_alive());
+    assert!(life.sends() && life.receives() && !life.sends());
     let read = files(&disk);
     disk.set_trap(Some(Trap { after: 0, moment: Moment::After, counted: Counted::Reads }));
     read.read("identity.toml").unwrap_err();
@@ -79,18 +79,18 @@ fn faults_come_at_their_rates() {
     let disk = disk();
     let database = files(&disk).database("raft").unwrap();
     database.write(0, &[0; 64]).unwrap();
-    disk.set_faults(DiskFaults { flip: 0.5, ..DiskFaults::default() });
+    disk.change_faults(|faults| *faults = DiskFaults { flip: 0.5, ..DiskFaults::default() });
     let flipped = (0..100).filter(|_| {
         let mut read = [0; 64];
         database.read(0, &mut read).unwrap();
         read.iter().map(|byte| byte.count_ones()).sum::<u32>() == 1
     });
     assert!((30..70).contains(&flipped.count()));
-    disk.set_faults(DiskFaults { full: true, ..DiskFaults::default() });
+    disk.change_faults(|faults| *faults = DiskFaults { full: true, ..DiskFaults::default() });
     database.set_len(1 << 20).unwrap();
     database.write(0, &[1; 8]).unwrap();
     database.write(1 << 19, &[1; 8]).unwrap_err();
-    disk.set_faults(DiskFaults { fail_write: 1.0, ..DiskFaults::default() });
+    disk.change_faults(|faults| *faults = DiskFaults { fail_write: 1.0, ..DiskFaults::default() });
     database.sync_data().unwrap_err();
 }
 
@@ -110,8 +110,42 @@ async fn an_object_is_whole_and_durable_and_its_deletion_may_be_undone() {
     store.put(&Path::from("blobs/y"), PutPayload::from_static(b"bytes")).await.unwrap_err();
     let left = disk.objects("bundles");
     assert!((10..32).contains(&left.len()) && left.contains_key("blobs/x"), "{} of 41", left.len());
-    disk.set_faults(DiskFaults { flip: 1.0, ..DiskFaults::default() });
+    disk.change_faults(|faults| *faults = DiskFaults { flip: 1.0, ..DiskFaults::default() });
     let store = files(&disk).bundles("bundles").unwrap();
     let read = store.get(&Path::from("blobs/x")).await.unwrap().bytes().await.unwrap();
     assert_ne!(read, "bytes");
+}
+
+#[test]
+fn a_small_file_is_read_flipped_and_sound_again() {
+    let disk = disk();
+    let files = files(&disk);
+    files.replace("identity.toml", b"who").unwrap();
+    disk.change_faults(|faults| faults.flip = 1.0);
+    assert_ne!(files.read("identity.toml").unwrap().unwrap(), b"who");
+    disk.change_faults(|faults| faults.flip = 0.0);
+    assert_eq!(files.read("identity.toml").unwrap().unwrap(), b"who");
+    assert!(disk.flipped("identity.toml").is_some() && disk.flipped("raft.redb").is_none());
+}
+
+#[tokio::test]
+async fn a_part_needs_room_and_is_no_object_before_its_upload_has_ended() {
+    let disk = disk();
+    let store = files(&disk).bundles("bundles").unwrap();
+    let part = |bytes: &'static [u8]| PutPayload::from_static(bytes);
+    let mut upload = store.put_multipart(&Path::from("blobs/x")).await.unwrap();
+    upload.put_part(part(b"by")).await.unwrap();
+    disk.change_faults(|faults| faults.full = true);
+    upload.put_part(part(b"tes")).await.unwrap_err();
+    disk.change_faults(|faults| faults.full = false);
+    upload.put_part(part(b"tes")).await.unwrap();
+    assert!(disk.objects("bundles").is_empty());
+    upload.complete().await.unwrap();
+    assert_eq!(disk.objects("bundles")["blobs/x"], "bytes");
+    let mut upload = store.put_multipart(&Path::from("blobs/y")).await.unwrap();
+    disk.set_trap(Some(Trap { after: 1, moment: Moment::After, counted: Counted::Writes }));
+    upload.put_part(part(b"by")).await.unwrap();
+    upload.put_part(part(b"tes")).await.unwrap_err();
+    upload.complete().await.unwrap_err();
+    assert_eq!(disk.objects("bundles").len(), 1);
 }

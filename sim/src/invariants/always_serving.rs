@@ -1,5 +1,7 @@
 //! A version is not dropped before others serve it: when a worker unloads one of its own will, another serves
-//! it, unless one that served it was lost meanwhile, or nobody needs it any more.
+//! it, unless one that served it was lost meanwhile, or nobody needs it any more. And none becomes stable
+//! that nobody serves: when a promotion or an undo is applied, one serves where it leads to. A promotion is
+//! excused by a loss of late, an undo by any: it counts on owners that are silent, since it is the way out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -26,6 +28,9 @@ pub struct AlwaysServing {
     view: Option<std::sync::Arc<View>>,
     /// The newest revision of each model's traffic that a coordinator has applied.
     rerouted: BTreeMap<String, u64>,
+    /// The versions that were served, or whose loss excuses, when a model's traffic was switched to a revision that
+    /// no client has seen yet.
+    switched: BTreeMap<(String, u64), BTreeSet<String>>,
 }
 
 impl AlwaysServing {
@@ -58,6 +63,18 @@ fn rerouted(what: &str) -> Option<(&str, u64)> {
     Some((model, revision.split_once(')')?.0.parse().ok()?))
 }
 
+/// Since when a loss excuses that nobody serves what a command makes stable, as the text of what was applied
+/// at `at` says.
+fn excused_since(what: &str, at: Duration) -> Option<Duration> {
+    if what.starts_with("Promote ") {
+        Some(at.saturating_sub(NEWS))
+    } else if what.starts_with("Undo ") {
+        Some(Duration::ZERO)
+    } else {
+        None
+    }
+}
+
 impl Invariant for AlwaysServing {
     fn name(&self) -> &'static str {
         "a stable version is always served"
@@ -70,12 +87,12 @@ impl Invariant for AlwaysServing {
                     published.view.as_ref().map(|view| view.epoch) > self.view.as_ref().map(|v| v.epoch);
                 if newer {
                     self.view = published.view.clone();
+                    return self.check_switched();
                 }
             }
             Fact::Applied { what, .. } => {
                 if let Some((model, revision)) = rerouted(what) {
-                    let newest = self.rerouted.entry(model.to_owned()).or_default();
-                    *newest = revision.max(*newest);
+                    self.reroute(model, revision, excused_since(what, at));
                 }
             }
             Fact::Died => {
@@ -84,7 +101,7 @@ impl Invariant for AlwaysServing {
                 self.draining.retain(|(drains, _), _| drains != host);
             }
             Fact::ActorDied { version } => self.lose(host, version, at),
-            Fact::Moved { version, to } => return self.moved(at, host, version, to),
+            Fact::Moved { version, to, live } => return self.moved(at, host, version, to, *live),
             _ => {}
         }
         Ok(())
@@ -92,7 +109,39 @@ impl Invariant for AlwaysServing {
 }
 
 impl AlwaysServing {
-    fn moved(&mut self, at: Duration, host: &str, version: &str, to: &str) -> Result<(), String> {
+    /// A coordinator applied what led a model's traffic to a revision; every one does, some of them again.
+    /// What makes a version stable is excused by a loss since `excused`; none where it makes none so.
+    fn reroute(&mut self, model: &str, revision: u64, excused: Option<Duration>) {
+        let newest = self.rerouted.entry(model.to_owned()).or_default();
+        if *newest >= revision {
+            return;
+        }
+        *newest = revision;
+        if let Some(since) = excused {
+            let served =
+                self.serving.iter().filter(|(_, hosts)| !hosts.is_empty()).map(|(version, _)| version);
+            let lost = self.lost.iter().filter(|(_, lost)| **lost >= since).map(|(version, _)| version);
+            let known = served.chain(lost).cloned().collect();
+            self.switched.insert((model.to_owned(), revision), known);
+        }
+    }
+
+    /// Which version a switch made stable is seen in a view of its revision, unless clients skip that.
+    fn check_switched(&mut self) -> Result<(), String> {
+        let models = self.view.iter().flat_map(|view| &view.models);
+        for (name, traffic) in models.map(|(name, model)| (name, &model.traffic)) {
+            let served = self.switched.remove(&(name.to_string(), traffic.revision.0));
+            self.switched
+                .retain(|(model, revision), _| model != name.as_str() || *revision > traffic.revision.0);
+            let stable = format!("{name}@{}", traffic.stable);
+            if served.is_some_and(|served| !served.contains(&stable)) {
+                return Err(format!("{stable} became stable, which nobody served: {traffic:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn moved(&mut self, at: Duration, host: &str, version: &str, to: &str, live: u64) -> Result<(), String> {
         let drain = (host.to_owned(), version.to_owned());
         match to {
             "Ready" => {
@@ -100,7 +149,7 @@ impl AlwaysServing {
                 self.serving.entry(version.to_owned()).or_default().insert(host.to_owned());
             }
             "Draining" => {
-                self.draining.insert(drain, at);
+                self.draining.entry(drain).or_insert(at);
             }
             "Unloaded" => {
                 let since = self.draining.remove(&drain).unwrap_or(at);
@@ -113,7 +162,13 @@ impl AlwaysServing {
                     return Err(format!("{host} dropped {version}, which nobody else serves"));
                 }
             }
-            _ => self.lose(host, version, at),
+            // With several executors it is served also while one of them is prepared anew.
+            _ => {
+                self.draining.remove(&drain);
+                if live == 0 {
+                    self.lose(host, version, at);
+                }
+            }
         }
         Ok(())
     }
@@ -125,7 +180,17 @@ mod tests {
     use super::*;
 
     fn tell(serving: &mut AlwaysServing, seconds: u64, host: &str, to: &str) -> Result<(), String> {
-        let moved = Fact::Moved { version: "alpha@1".to_owned(), to: to.to_owned() };
+        tell_live(serving, seconds, host, to, 1)
+    }
+
+    fn tell_live(
+        serving: &mut AlwaysServing,
+        seconds: u64,
+        host: &str,
+        to: &str,
+        live: u64,
+    ) -> Result<(), String> {
+        let moved = Fact::Moved { version: "alpha@1".to_owned(), to: to.to_owned(), live };
         serving.watch(at(seconds), host, &moved)
     }
 
@@ -158,6 +223,42 @@ mod tests {
             tell(&mut serving, 50, "w2", "Draining").unwrap();
             assert_eq!(tell(&mut serving, 51, "w2", "Unloaded").is_ok(), holds);
         }
+    }
+
+    #[test]
+    fn a_version_is_lost_with_its_last_executor() {
+        for (live, holds) in [(1, false), (0, true)] {
+            let mut serving = two_serve(1);
+            tell_live(&mut serving, 48, "w1", "Restarting", live).unwrap();
+            tell(&mut serving, 49, "w1", "Draining").unwrap();
+            tell_live(&mut serving, 50, "w1", "Unloaded", 0).unwrap();
+            tell(&mut serving, 50, "w2", "Draining").unwrap();
+            assert_eq!(tell_live(&mut serving, 52, "w2", "Unloaded", 0).is_ok(), holds);
+        }
+    }
+
+    #[test]
+    fn what_becomes_stable_is_served_or_was_lost_lately() {
+        let switch = |command: &str, stable, lost: Option<u64>| {
+            let mut serving = two_serve(2);
+            if let Some(lost) = lost {
+                serving.watch(at(lost), "w1", &Fact::Died).unwrap();
+                serving.watch(at(lost), "w2", &Fact::Died).unwrap();
+            }
+            let what =
+                format!("{command} {{ model: alpha }} by op1: Ok(Rerouted {{ revision: Revision(2) }})");
+            serving.watch(at(50), "c1", &Fact::Applied { index: 9, what: what.clone() }).unwrap();
+            // Another comes to it later.
+            serving.watch(at(90), "c2", &Fact::Applied { index: 9, what }).unwrap();
+            serving.watch(at(91), "user1", &Fact::Saw(published(view(9, traffic(2, stable), 2, 2))))
+        };
+        switch("Promote", 1, None).unwrap();
+        switch("Promote", 1, Some(40)).unwrap();
+        switch("Promote", 1, Some(30)).unwrap_err();
+        switch("Undo", 1, Some(30)).unwrap();
+        switch("Undo", 2, None).unwrap_err();
+        // Makes nothing stable that was not.
+        switch("Abort", 1, Some(30)).unwrap();
     }
 
     #[test]

@@ -54,7 +54,8 @@ impl Invariant for Answers {
     }
 }
 
-/// Whether the version that answered is one that was asked for. Splits are for others to say.
+/// Whether the version that answered is one that was asked for. What a split may pick is for
+/// [`super::one_pick`] to say.
 fn check_target(end: &End, answer: &Answer) -> Result<(), String> {
     let fits = match &answer.target {
         Target::Split(_) => true,

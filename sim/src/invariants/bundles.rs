@@ -1,5 +1,5 @@
 //! A push is acknowledged once a quorum of the voters, of both sets while one replaces another, holds its
-//! bundle durably, and what lies under a digest has it.
+//! bundle durably. What lies under a digest has it, files and lists alike, and so has what an engine loads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -44,6 +44,9 @@ impl Invariant for Bundles {
                 self.wiped.insert(host.to_owned(), at);
                 Ok(())
             }
+            Fact::Loaded { expected, actual } if expected != actual => {
+                Err(format!("{host} loads {actual} as {expected}"))
+            }
             Fact::Voters { index, sets } => {
                 // Every coordinator applies each.
                 if self.voters.last().is_none_or(|(last, ..)| last < index) {
@@ -76,11 +79,16 @@ impl Invariant for Bundles {
     fn judge(&mut self, end: &End) -> Result<(), String> {
         for remains in &end.remains {
             for (path, bytes) in remains.bundles.iter().chain(&remains.cache) {
-                let Some(name) = path.strip_prefix("blobs/") else { continue };
-                let actual = Digest::of(bytes);
-                if name.parse() != Ok(actual) {
+                let (name, actual) = if let Some(name) = path.strip_prefix("blobs/") {
+                    (name, Ok(Digest::of(bytes)))
+                } else if let Some(name) = path.strip_prefix("bundles/") {
+                    (name, postcard::from_bytes::<FileList>(bytes).map(|list| list.digest()))
+                } else {
+                    continue;
+                };
+                if actual.as_ref().ok() != name.parse().ok().as_ref() {
                     let node = &remains.node;
-                    return Err(format!("{node} has bytes of the digest {actual} under {name}"));
+                    return Err(format!("{node} has bytes of the digest {actual:?} under {path}"));
                 }
             }
         }
@@ -99,7 +107,8 @@ impl Bundles {
     /// Whether a coordinator may have held a bundle that was pushed since `invoked`, and hold it no more: it
     /// was wiped meanwhile, or it read a damaged copy, which it removes to fetch it again.
     fn may_have_lost(&self, name: &str, disk: &SimDisk, invoked: Duration) -> bool {
-        disk.flipped_since(FOLDER, invoked) || self.wiped.get(name).is_some_and(|at| *at >= invoked)
+        disk.flipped(FOLDER).is_some_and(|at| at >= invoked)
+            || self.wiped.get(name).is_some_and(|at| *at >= invoked)
     }
 }
 
@@ -125,7 +134,7 @@ mod tests {
     use super::super::fixtures::{at, end, op};
     use super::*;
     use crate::condition::Conditions;
-    use crate::disk::{Casualties, DiskFaults, SimFiles};
+    use crate::disk::{Casualties, SimFiles};
     use crate::facts::Loss;
     use crate::remains::{Remains, Standing};
 
@@ -215,7 +224,7 @@ mod tests {
         let (disk, files) = (&disks[1], SimFiles::of(disks[1].life(), Conditions::default()));
         let database = files.database("raft.redb").unwrap();
         database.write(0, &[1; 8]).unwrap();
-        disk.set_faults(DiskFaults { flip: 1.0, ..DiskFaults::default() });
+        disk.change_faults(|faults| faults.flip = 1.0);
         database.read(0, &mut [0; 8]).unwrap();
         bundles.watch(at(2), "c1", &pushed(0)).unwrap_err();
         hold(disk).await;
@@ -229,16 +238,33 @@ mod tests {
 
     #[test]
     fn what_lies_under_a_digest_has_it() {
-        let remains = |bytes: &'static [u8]| Remains {
-            node: "c1".to_owned(),
-            raft: None,
-            bundles: [(format!("blobs/{}", Digest::of(b"model")), Bytes::from(bytes))].into(),
-            cache: BTreeMap::new(),
-            standing: Standing::Sound,
+        let judge = |path: String, bytes: &[u8]| {
+            let remains = Remains {
+                node: "c1".to_owned(),
+                raft: None,
+                bundles: [(path, Bytes::copy_from_slice(bytes))].into(),
+                cache: BTreeMap::new(),
+                standing: Standing::Sound,
+            };
+            Bundles::new(BTreeMap::new()).judge(&End { remains: vec![remains], ..end() })
         };
-        let judge =
-            |bytes| Bundles::new(BTreeMap::new()).judge(&End { remains: vec![remains(bytes)], ..end() });
-        judge(b"model").unwrap();
-        judge(b"modal").unwrap_err();
+        let file = format!("blobs/{}", Digest::of(b"model"));
+        judge(file.clone(), b"model").unwrap();
+        judge(file, b"modal").unwrap_err();
+        judge("blobs/no-digest".to_owned(), b"model").unwrap_err();
+        let bytes = postcard::to_stdvec(&list()).unwrap();
+        judge(format!("bundles/{}", list().digest()), &bytes).unwrap();
+        judge(format!("bundles/{}", Digest::of(b"other")), &bytes).unwrap_err();
+        judge(format!("bundles/{}", list().digest()), b"no list").unwrap_err();
+    }
+
+    #[test]
+    fn what_an_engine_loads_has_the_digest_that_it_was_checked_against() {
+        let load = |bytes: &[u8]| {
+            let loaded = Fact::Loaded { expected: Digest::of(b"model"), actual: Digest::of(bytes) };
+            Bundles::new(BTreeMap::new()).watch(at(1), "w1", &loaded)
+        };
+        load(b"model").unwrap();
+        load(b"modal").unwrap_err();
     }
 }

@@ -1,10 +1,13 @@
 //! What the tests of invariants are made of.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use roost_coordinator::raft::record::LogIdRecord;
+use redb::backends::InMemoryBackend;
+use redb::{Database, StorageBackend};
+use roost_coordinator::raft::record::{self, LogIdRecord, VoteRecord};
 use roost_protocol::manifest::{EngineChoice, Manifest, Replicas};
 use roost_protocol::messages::control::{RolloutEvent, RolloutEventKind, RolloutSummary, VersionSummary};
 use roost_protocol::ring::Speed;
@@ -14,7 +17,7 @@ use roost_protocol::{ClusterId, Digest, Epoch, ModelName, NodeId, NodeName, Revi
 
 use super::End;
 use crate::history::{Answer, Call, Op, Return};
-use crate::remains::{Raft, Remains, Standing};
+use crate::remains::{LOG, META, Raft, Remains, Standing};
 
 /// The model that all is about.
 pub fn alpha() -> ModelName {
@@ -154,4 +157,54 @@ pub fn remains(node: &str, log: &[(u64, u64)], snapshot: Option<u64>) -> Remains
         cache: BTreeMap::new(),
         standing: Standing::Sound,
     }
+}
+
+/// An image that outlives its database.
+#[derive(Debug, Clone, Default)]
+struct Image(Arc<InMemoryBackend>);
+
+impl StorageBackend for Image {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
+    }
+}
+
+/// A coordinator's database: so many blank entries behind a snapshot up to an index.
+pub fn database(entries: u64, snapshot: Option<u64>) -> Vec<u8> {
+    let image = Image::default();
+    let database = Database::builder().create_with_backend(image.clone()).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let first = snapshot.map_or(0, |snapshot| snapshot + 1);
+        let mut log = transaction.open_table(LOG).unwrap();
+        for index in first..first + entries {
+            let blank = record::seal("an entry", &(LogIdRecord::new(1, index), 0u32)).unwrap();
+            log.insert(index, blank.as_slice()).unwrap();
+        }
+        let mut meta = transaction.open_table(META).unwrap();
+        let vote = record::seal("the vote", &None::<VoteRecord>).unwrap();
+        meta.insert("vote", vote.as_slice()).unwrap();
+        // Its last entry, and a membership of nobody.
+        let nobody = (None::<LogIdRecord>, (Vec::<BTreeSet<u64>>::new(), BTreeMap::<u64, u8>::new()));
+        let covers = snapshot.map(|last| (Some(LogIdRecord::new(1, last)), nobody));
+        let covers = record::seal("the snapshot", &covers).unwrap();
+        meta.insert("snapshot", covers.as_slice()).unwrap();
+    }
+    transaction.commit().unwrap();
+    drop(database);
+    let mut bytes = vec![0; image.len().unwrap() as usize];
+    image.read(0, &mut bytes).unwrap();
+    bytes
 }

@@ -73,7 +73,7 @@ impl Invariant for Hosting {
                 let nodes = published.view.iter().flat_map(|view| &view.nodes);
                 self.names.extend(nodes.map(|(id, node)| (id.to_string(), node.name.to_string())));
             }
-            Fact::Moved { version, to } => self.moved(at, host, version, to),
+            Fact::Moved { version, to, live: _ } => self.moved(at, host, version, to),
             Fact::ActorDied { version } => {
                 self.end(at, host, version);
                 self.stages.entry(host.to_owned()).or_default().remove(version);
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     fn moved(hosting: &mut Hosting, seconds: u64, host: &str, version: &str, to: &str) {
-        let moved = Fact::Moved { version: version.to_owned(), to: to.to_owned() };
+        let moved = Fact::Moved { version: version.to_owned(), to: to.to_owned(), live: 1 };
         hosting.watch(at(seconds), host, &moved).unwrap();
     }
 

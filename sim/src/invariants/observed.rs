@@ -11,9 +11,9 @@ use super::{End, Invariant};
 use crate::facts::Fact;
 
 /// The kinds of facts that no run can do without.
-const KINDS: [&str; 12] = [
-    "Led", "Voters", "Applied", "Reached", "Moved", "Admitted", "GaveBack", "Queued", "Ran", "Saw",
-    "Returned", "Answered",
+const KINDS: [&str; 14] = [
+    "Led", "Voters", "Applied", "Reached", "Flushed", "Moved", "Loaded", "Admitted", "GaveBack", "Queued",
+    "Ran", "Saw", "Returned", "Answered",
 ];
 
 /// Each kind of fact was seen.
@@ -41,6 +41,7 @@ mod tests {
     use std::sync::Arc;
 
     use roost_node::environment::Work;
+    use roost_protocol::Digest;
     use roost_protocol::view::Published;
 
     use super::super::fixtures::{answer, at, end, op};
@@ -54,7 +55,9 @@ mod tests {
             Fact::Voters { index: 1, sets: Vec::new() },
             Fact::Applied { index: 1, what: String::new() },
             Fact::Reached { index: 1, state: String::new() },
-            Fact::Moved { version: "alpha@1".to_owned(), to: "Ready".to_owned() },
+            Fact::Flushed { index: 1 },
+            Fact::Moved { version: "alpha@1".to_owned(), to: "Ready".to_owned(), live: 1 },
+            Fact::Loaded { expected: Digest::of(b""), actual: Digest::of(b"") },
             Fact::Admitted { rows: 1, bytes: 1 },
             Fact::GaveBack { rows: 1, bytes: 1 },
             Fact::Queued { work: Work::Disk, jobs: 1 },

@@ -4,12 +4,13 @@
 //! An answer names the revision that its request was routed by and the epoch of the answering node's view.
 //! The version must be the one that the traffic of either picks; a request is routed by no older revision
 //! than the client's view had as it was asked, and one that begins after an answer came by none older than
-//! that answer's node knew.
+//! that answer's node knew. Without a key any version that takes traffic may be picked. A fallback is to the
+//! stable version, from a canary that was picked.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use roost_protocol::traffic::Traffic;
+use roost_protocol::traffic::{Canary, Traffic, Weight};
 use roost_protocol::{Epoch, ModelName, Revision, Target};
 
 use super::{End, Invariant};
@@ -29,9 +30,7 @@ impl Invariant for OnePick {
         let split = end.answers.iter().filter(|answer| matches!(answer.target, Target::Split(_)));
         for answer in split.clone() {
             known.check_age(answer)?;
-            if !answer.fallback {
-                known.check(answer)?;
-            }
+            known.check(answer)?;
         }
         let split: Vec<&Arc<Answer>> = split.collect();
         for (i, later) in split.iter().enumerate() {
@@ -91,15 +90,18 @@ impl<'a> Known<'a> {
         let model = answer.target.model();
         let routed_by = self.by_revision.get(&(model, answer.revision)).copied();
         let answered_by = self.at(model, answer.epoch);
-        let newest = [routed_by, answered_by].into_iter().flatten().max_by_key(|traffic| traffic.revision);
-        let Some(key) = answer.key else { return Ok(()) };
-        for traffic in [routed_by, newest].into_iter().flatten() {
-            let picked = traffic.pick(model, key);
-            if picked != answer.version {
-                return Err(format!("{answer:?} came where {traffic:?} picks {picked}"));
-            }
+        if answer.fallback {
+            // By a newer revision the node may pick what is ready nowhere, which only soft state tells.
+            return match routed_by.filter(|traffic| !may_fall_back(traffic, answer)) {
+                None => Ok(()),
+                Some(traffic) => Err(format!("{answer:?} fell back where the traffic is {traffic:?}")),
+            };
         }
-        Ok(())
+        let newest = [routed_by, answered_by].into_iter().flatten().max_by_key(|traffic| traffic.revision);
+        match [routed_by, newest].into_iter().flatten().find(|traffic| !may_pick(traffic, answer)) {
+            None => Ok(()),
+            Some(traffic) => Err(format!("{answer:?} came where the traffic is {traffic:?}")),
+        }
     }
 
     fn check_order(&self, earlier: &Answer, later: &Answer) -> Result<(), String> {
@@ -113,20 +115,50 @@ impl<'a> Known<'a> {
     }
 }
 
+/// Whether a request may have been answered by the version that was picked for it.
+fn may_pick(traffic: &Traffic, answer: &Answer) -> bool {
+    let exposed = |canary: &Canary| canary.version == answer.version && canary.weight > Weight::ZERO;
+    match answer.key {
+        Some(key) => traffic.pick(answer.target.model(), key) == answer.version,
+        None => answer.version == traffic.stable || traffic.canary.as_ref().is_some_and(exposed),
+    }
+}
+
+/// Whether a request may have been answered by the stable version in the place of the one picked.
+fn may_fall_back(traffic: &Traffic, answer: &Answer) -> bool {
+    let picks_another = |key| traffic.pick(answer.target.model(), key) != traffic.stable;
+    let exposed = traffic.canary.is_some_and(|canary| canary.weight > Weight::ZERO);
+    exposed && answer.version == traffic.stable && answer.key.is_none_or(picks_another)
+}
+
 #[cfg(test)]
 mod tests {
     use roost_protocol::Version;
-    use roost_protocol::traffic::{Canary, Weight};
+    use roost_protocol::traffic::KeyHash;
 
-    use super::super::fixtures::{answer, at, end, epoch, traffic, view};
+    use super::super::fixtures::{alpha, answer, at, end, epoch, traffic, view};
     use super::*;
 
+    fn half() -> Weight {
+        "50%".parse().unwrap()
+    }
+
     /// Version 1 is stable at the revision 1, from the epoch 1 on; all goes to version 2 at the revision 2,
-    /// from 5 on.
+    /// from 5 on, nothing at 3, from 9 on, and half of it at 4, from 10 on. It is stable at 5, from 12 on.
     fn judge(answers: &[Answer]) -> Result<(), String> {
-        let all = Canary { version: Version(2), weight: Weight::ALL };
-        let exposed = Traffic { canary: Some(all), ..traffic(2, 1) };
-        let views = [view(1, traffic(1, 1), 2, 1), view(4, traffic(1, 1), 2, 1), view(5, exposed, 2, 1)];
+        let exposed = |revision, weight| Traffic {
+            canary: Some(Canary { version: Version(2), weight }),
+            ..traffic(revision, 1)
+        };
+        let views = [
+            (1, traffic(1, 1)),
+            (4, traffic(1, 1)),
+            (5, exposed(2, Weight::ALL)),
+            (9, exposed(3, Weight::ZERO)),
+            (10, exposed(4, half())),
+            (12, traffic(5, 2)),
+        ];
+        let views = views.map(|(index, traffic)| view(index, traffic, 2, 1));
         let views = views.map(|view| (view.epoch, Arc::new(view))).into();
         let answers = answers.iter().cloned().map(Arc::new).collect();
         OnePick.judge(&End { views, answers, ..end() })
@@ -138,9 +170,48 @@ mod tests {
         judge(&[answer(), second.clone()]).unwrap();
         judge(&[Answer { version: Version(2), ..answer() }]).unwrap_err();
         judge(&[Answer { version: Version(1), ..second.clone() }]).unwrap_err();
-        judge(&[Answer { version: Version(1), fallback: true, ..second.clone() }]).unwrap();
         // The node knew better than the client.
         judge(&[Answer { epoch: epoch(5), ..answer() }]).unwrap_err();
+    }
+
+    #[test]
+    fn without_a_key_any_version_that_takes_traffic_answers() {
+        let keyless = |revision, index, version| {
+            let (revision, epoch, version) = (Revision(revision), epoch(index), Version(version));
+            judge(&[Answer { key: None, revision, epoch, version, ..answer() }])
+        };
+        keyless(1, 1, 1).unwrap();
+        keyless(1, 1, 2).unwrap_err();
+        keyless(2, 5, 1).unwrap();
+        keyless(2, 5, 2).unwrap();
+        keyless(2, 5, 3).unwrap_err();
+        // The canary takes nothing yet.
+        keyless(3, 9, 2).unwrap_err();
+        keyless(3, 9, 1).unwrap();
+    }
+
+    #[test]
+    fn a_fallback_is_from_a_canary_that_was_picked_to_stable() {
+        let fell_back = |key: Option<KeyHash>, revision, index, version| {
+            let (revision, epoch, version) = (Revision(revision), epoch(index), Version(version));
+            judge(&[Answer { fallback: true, key, revision, epoch, version, ..answer() }])
+        };
+        let key = answer().key;
+        for key in [key, None] {
+            fell_back(key, 2, 5, 1).unwrap();
+            fell_back(key, 2, 5, 2).unwrap_err();
+            // Nothing is exposed.
+            fell_back(key, 1, 1, 1).unwrap_err();
+            fell_back(key, 3, 9, 1).unwrap_err();
+        }
+        // The node knows of a promotion: whether its version is ready anywhere is not for the traffic to say.
+        fell_back(key, 2, 12, 1).unwrap();
+        // A key that the split leaves with stable.
+        let half = Traffic { canary: Some(Canary { version: Version(2), weight: half() }), ..traffic(4, 1) };
+        let picks = |key: &KeyHash, version| half.pick(&alpha(), *key) == Version(version);
+        let keys: Vec<KeyHash> = (0..40u64).map(|i| KeyHash::of(&i.to_le_bytes())).collect();
+        fell_back(keys.iter().find(|key| picks(key, 2)).copied(), 4, 10, 1).unwrap();
+        fell_back(keys.iter().find(|key| picks(key, 1)).copied(), 4, 10, 1).unwrap_err();
     }
 
     #[test]

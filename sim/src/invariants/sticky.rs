@@ -1,13 +1,14 @@
 //! A key goes from stable to canary at most once in a rollout, and back only by an abort or an undo.
 //!
 //! Answers for one key, in the order of their traffic revisions, are held against the model's history of
-//! events; fallbacks are marked and stand apart.
+//! events. A fallback says nothing of where a key belongs: that each is due is for [`super::one_pick`] to
+//! say, and so is what is picked without a key.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use roost_protocol::limits::ROLLOUT_HISTORY_MAX;
-use roost_protocol::messages::control::{RolloutEvent, RolloutEventKind};
+use roost_protocol::messages::control::{RolloutEvent, RolloutEventKind, RolloutSummary};
 use roost_protocol::traffic::KeyHash;
 use roost_protocol::{ModelName, Revision, Target, Version};
 
@@ -24,10 +25,10 @@ impl Invariant for Sticky {
     }
 
     fn judge(&mut self, end: &End) -> Result<(), String> {
-        let mut histories: BTreeMap<&ModelName, &Vec<RolloutEvent>> = BTreeMap::new();
+        let mut histories: BTreeMap<&ModelName, &RolloutSummary> = BTreeMap::new();
         for op in &end.ops {
             if let Some((_, Return::Rollout(read))) = &op.returned {
-                histories.insert(&op.model, &read.history);
+                histories.insert(&op.model, read);
             }
         }
         let mut by_key: BTreeMap<(&ModelName, KeyHash), Vec<&Arc<Answer>>> = BTreeMap::new();
@@ -37,8 +38,10 @@ impl Invariant for Sticky {
             }
         }
         for ((model, _), mut answers) in by_key {
-            let history = histories.get(model).filter(|history| history.len() < ROLLOUT_HISTORY_MAX);
-            let Some(history) = history else { continue };
+            let read = histories.get(model).filter(|read| read.history.len() < ROLLOUT_HISTORY_MAX);
+            let Some(RolloutSummary { traffic, history, .. }) = read else { continue };
+            // Nobody has read what led to later revisions.
+            answers.retain(|answer| answer.revision <= traffic.revision);
             answers.sort_by_key(|answer| (answer.revision, answer.invoked));
             for pair in answers.windows(2) {
                 check(history, pair[0], pair[1])?;
@@ -135,5 +138,6 @@ mod tests {
         judge(RolloutEventKind::Resumed, &[(3, 2), (4, 1)]).unwrap_err();
         judge(aborted(), &[(1, 1), (2, 2)]).unwrap_err();
         judge(aborted(), &[(3, 2), (3, 1)]).unwrap_err();
+        judge(aborted(), &[(4, 1), (5, 2)]).unwrap();
     }
 }

@@ -100,7 +100,7 @@ mod tests {
     use super::super::fixtures::{at, end, remains};
     use super::*;
     use crate::condition::Conditions;
-    use crate::disk::{Casualties, DiskFaults, SimFiles};
+    use crate::disk::{Casualties, SimFiles};
     use crate::remains::Remains;
 
     fn wiped(disk: &SimDisk, loss: Loss) -> WipedVoters {
@@ -147,7 +147,7 @@ mod tests {
         wiped.watch(at(9), "c1", &Fact::Died).unwrap();
         let judge = |wiped: &mut WipedVoters| wiped.judge(&End { remains: vec![torn()], ..end() });
         judge(&mut wiped).unwrap_err();
-        disk.set_faults(DiskFaults { fail_read: 1.0, ..DiskFaults::default() });
+        disk.change_faults(|faults| faults.fail_read = 1.0);
         SimFiles::of(disk.life(), Conditions::default()).read("identity.toml").unwrap_err();
         judge(&mut wiped).unwrap();
         let mut wiped = self::wiped(&disk, Loss::Databases);

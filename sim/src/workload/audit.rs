@@ -11,10 +11,10 @@ use roost_protocol::messages::control::{Answer, Query, RolloutState};
 use roost_protocol::placement::owners;
 use roost_protocol::quic::bundles::BundleStore;
 use roost_protocol::view::{Published, Stage, View};
-use roost_protocol::{ModelName, Target};
+use roost_protocol::{ModelName, NodeId, Target};
 
 use super::operator::Operator;
-use super::{Phase, Workload, user};
+use super::{Missing, Phase, Workload, user};
 use crate::condition::Conditions;
 use crate::disk::{SimDisk, SimFiles};
 use crate::history::{Call, Op};
@@ -39,26 +39,27 @@ pub(super) async fn audit(workload: &Workload, client: &Client, host: &str) {
     }
 }
 
-async fn look(workload: &Workload, client: &Client, host: &str) -> Result<Published, String> {
+async fn look(workload: &Workload, client: &Client, host: &str) -> Result<Published, Missing> {
     let cluster = match client.control().query(Query::Cluster).await {
         Ok(Answer::Cluster(cluster)) => cluster,
-        Ok(_) => return Err("the cluster's query had another answer".to_owned()),
-        Err(error) => return Err(format!("the cluster does not answer: {error}")),
+        Ok(_) => return Err("the cluster's query had another answer".into()),
+        Err(error) => return Err(format!("the cluster does not answer: {error}").into()),
     };
     if !cluster.soft.settled {
-        return Err("the leader has not settled".to_owned());
+        return Err("the leader has not settled".into());
     }
     let published = client.published().borrow().clone();
     let view = published.view.clone().ok_or("the auditor has no view")?;
     if workload.0.administers.get() {
-        return Err("the administrator is not done".to_owned());
+        return Err("the administrator is not done".into());
     }
     check_members(client).await?;
     if let Some(node) = super::admin::held(client).first() {
-        return Err(format!("node {node} is held back"));
+        return Err(format!("node {node} is held back").into());
     }
-    check_rollouts(client, &view).await?;
+    // Ahead of the rollouts, which wait for whoever does not serve.
     check_hosts(&published, &view)?;
+    check_rollouts(client, &view).await?;
     check_clients(workload, &published)?;
     check_coordinators(workload, &view)?;
     check_bundles(workload, &view).await?;
@@ -66,7 +67,7 @@ async fn look(workload: &Workload, client: &Client, host: &str) -> Result<Publis
         let mut rng = StdRng::seed_from_u64(view.epoch.index);
         let (target, key) = (Target::Split(name.clone()), Some("audit"));
         if let Some(error) = user::ask_once(workload, client, host, target, key, &mut rng).await {
-            return Err(format!("{name} does not answer: {error}"));
+            return Err(format!("{name} does not answer: {error}").into());
         }
     }
     // The last word on each model, for whoever checks what became of all operations.
@@ -79,14 +80,14 @@ async fn look(workload: &Workload, client: &Client, host: &str) -> Result<Publis
     let changed_since =
         |op: &Arc<Op>| !op.call.reads() && op.returned.as_ref().is_some_and(|(at, _)| *at >= begun);
     if workload.ops().iter().any(changed_since) {
-        return Err("a change that was begun before came through between the last reads".to_owned());
+        return Err("a change that was begun before came through between the last reads".into());
     }
     // Once more: a worker that joined again meanwhile has led to entries that change no view.
     check_coordinators(workload, &view)?;
     let after = client.published().borrow().clone();
     match after.view.as_ref().map(|view| view.epoch) == Some(view.epoch) {
         true => Ok(after),
-        false => Err("the view still changes".to_owned()),
+        false => Err("the view still changes".into()),
     }
 }
 
@@ -107,15 +108,17 @@ async fn check_rollouts(client: &Client, view: &View) -> Result<(), String> {
 }
 
 /// Every owner serves what the view says, and nobody hosts anything else.
-fn check_hosts(published: &Published, view: &View) -> Result<(), String> {
+fn check_hosts(published: &Published, view: &View) -> Result<(), Missing> {
+    let name_of = |node: &NodeId| view.nodes.get(node).map(|node| node.name.to_string());
     let (ring, soft) = (view.ring(), &published.soft);
     for (name, model) in &view.models {
         for version in model.versions.keys() {
             for owner in owners(view, &ring, name, *version) {
                 if !soft.serves(owner, name, *version) {
                     let stage = soft.stage(owner, name, *version);
-                    let node = view.nodes.get(&owner).map(|node| node.name.clone());
-                    return Err(format!("{node:?} does not serve {name}@{version}: {stage:?}"));
+                    let node = name_of(&owner);
+                    let what = format!("{node:?} does not serve {name}@{version}: {stage:?}");
+                    return Err(Missing { what, node });
                 }
             }
         }
@@ -123,9 +126,12 @@ fn check_hosts(published: &Published, view: &View) -> Result<(), String> {
     for (id, report) in &soft.nodes {
         for hosted in report.versions.iter().filter(|hosted| hosted.stage != Stage::Unloaded) {
             if !owners(view, &ring, &hosted.model, hosted.version).contains(id) {
-                let node = view.nodes.get(id).map(|node| node.name.clone());
+                let node = name_of(id);
                 let (model, version, stage) = (&hosted.model, hosted.version, &hosted.stage);
-                return Err(format!("{node:?} still hosts {model}@{version}, {stage:?}"));
+                return Err(Missing {
+                    what: format!("{node:?} still hosts {model}@{version}, {stage:?}"),
+                    node,
+                });
             }
         }
     }

@@ -85,7 +85,7 @@ impl Operator<'_> {
     }
 
     async fn push(&mut self, model: &ModelName, rng: &mut StdRng) {
-        let replicas = rng.random_range(1..=self.workload.0.load.replicas);
+        let replicas = rng.random_range(1..=self.workload.0.load.replicas_max);
         let novelty = if rng.random_bool(0.1) { Novelty::Again } else { Novelty::New };
         let bundle = self.workload.bundle(replicas, novelty);
         self.pushes += 1;

@@ -36,7 +36,7 @@ pub struct Shape {
     pub tick: Duration,
     /// The shortest way of a packet.
     pub latency_min: Duration,
-    /// The longest.
+    /// The longest, between hosts that are far from each other.
     pub latency_max: Duration,
 }
 
@@ -236,21 +236,9 @@ impl Connector {
     /// # Errors
     /// When no node gives it a view in time.
     pub async fn connect(&self, attempt: u64) -> Result<Client, Box<dyn std::error::Error>> {
-        self.connect_to(attempt, |_| true).await
-    }
-
-    /// A client that begins with some of the nodes.
-    ///
-    /// # Errors
-    /// As [`Connector::connect`].
-    pub async fn connect_to(
-        &self,
-        attempt: u64,
-        knows: impl Fn(&NodeEntry) -> bool,
-    ) -> Result<Client, Box<dyn std::error::Error>> {
         let Cluster { config, certificates, ca, .. } = &*self.cluster;
         let address = |node: &NodeEntry| node.address.clone().or(node.coordinator_address.clone());
-        let seeds = config.nodes.iter().filter(|node| knows(node)).filter_map(address);
+        let seeds = config.nodes.iter().filter_map(address);
         let Pem { certificate, key } = certificates[&self.name].clone();
         let (ca, certificate, key) = (ca.clone().into(), certificate.into(), key.into());
         let mut client = ClientConfig::new(seeds, CredentialsSource::Pem { ca, certificate, key });
