@@ -7,7 +7,6 @@ use std::time::Duration;
 use roost_client::Client;
 use roost_protocol::ControlError;
 use roost_protocol::messages::control::Change;
-use roost_protocol::view::Published;
 use tokio::time::Instant;
 
 use crate::deaths::{all_caught_up, until_served};
@@ -27,8 +26,7 @@ async fn start() -> (Cluster, Client, Arc<Digits>) {
     cluster.set_zones(&[("w1", "north"), ("w2", "south"), ("w3", "south")]);
     cluster.spawn_all();
     let client = cluster.connect().await;
-    let nodes = |published: &Published| published.view.as_ref().map_or(0, |view| view.nodes.len());
-    crate::wait_for(&client, "all workers have joined", |published| nodes(published) == 3).await;
+    crate::wait_for_workers(&client, 3).await;
     push(&client, "digits", &digits_folder().join("v1")).await;
     wait_for_stage(&client, &at(1), 2).await;
     (cluster, client, Arc::new(Digits::read()))

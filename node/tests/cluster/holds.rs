@@ -3,10 +3,10 @@
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
 
-use crate::at;
 use crate::load::Load;
 use crate::roost::{Roost, nodes_at, rows};
 use crate::support::{Cluster, Digits, digits_folder, push, wait_for_stage};
+use crate::{at, wait_for_workers};
 
 /// Writes a folder of the first digits model that is placed otherwise.
 fn write_model(roost: &Roost, name: &str, placed: &str) {
@@ -20,6 +20,7 @@ fn write_model(roost: &Roost, name: &str, placed: &str) {
 async fn a_cordoned_worker_keeps_what_it_hosts_and_gets_nothing_more() {
     let cluster = Cluster::start(1, 3).await;
     let client = cluster.connect().await;
+    wait_for_workers(&client, 3).await;
     let roost = Roost::of(&cluster);
     symlink(digits_folder(), cluster.folder().join("models")).unwrap();
     push(&client, "digits", &digits_folder().join("v1")).await;

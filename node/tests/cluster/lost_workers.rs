@@ -10,7 +10,7 @@ use roost_protocol::{NodeId, NodeName};
 use crate::load::Load;
 use crate::roost::{Roost, nodes_at};
 use crate::support::{Cluster, Digits, digits_folder, push, wait_for_stage};
-use crate::{at, wait_for};
+use crate::{at, wait_for, wait_for_workers};
 
 /// The id and the state of the worker of a name.
 fn worker(view: &View, name: &str) -> Option<(NodeId, NodeState, Option<Hold>)> {
@@ -23,6 +23,7 @@ async fn lost_workers_are_replaced_by_machines_of_their_names() {
     let mut cluster = Cluster::start(3, 4).await;
     let client = cluster.connect().await;
     let roost = Roost::of(&cluster);
+    wait_for_workers(&client, 4).await;
     push(&client, "digits", &digits_folder().join("v1")).await;
     wait_for_stage(&client, &at(1), 2).await;
     let load = Load::start(client.clone(), Arc::new(Digits::read()));

@@ -82,6 +82,13 @@ async fn wait_for(client: &Client, what: &str, holds: impl Fn(&Published) -> boo
     assert!(matches!(found, Ok(Ok(_))), "it did not come about that {what}");
 }
 
+/// Until so many workers have joined: what is pushed earlier is placed without those that come later.
+async fn wait_for_workers(client: &Client, count: usize) {
+    let joined =
+        |published: &Published| published.view.as_ref().is_some_and(|view| view.nodes.len() == count);
+    wait_for(client, "all workers have joined", joined).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollout_under_load_while_processes_are_killed() {
     let mut cluster = Cluster::start(3, 3).await;
@@ -171,6 +178,7 @@ async fn inference_goes_on_without_a_quorum_and_changes_are_refused() {
 async fn a_node_that_is_told_to_stop_is_emptied_first() {
     let mut cluster = Cluster::start(1, 3).await;
     let client = cluster.connect().await;
+    wait_for_workers(&client, 3).await;
     let digits_data = Arc::new(Digits::read());
     push(&client, "digits", &support::digits_folder().join("v1")).await;
     wait_for_stage(&client, &at(1), 2).await;
