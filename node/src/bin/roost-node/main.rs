@@ -9,23 +9,23 @@ mod command;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use cli::{Cli, Command, NodeArguments};
+use cli::{Cli, NodeArguments};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result: anyhow::Result<ExitCode> = match (cli.command, cli.node) {
         #[cfg(feature = "dev")]
-        (Some(Command::Dev { data, models, port, demo }), _) => {
+        (Some(cli::Command::Dev { data, models, port, demo }), _) => {
             roost_node::dev::main(roost_node::dev::DevOptions { data, models, port, demo }).map(success)
         }
         #[cfg(feature = "coordinator")]
-        (Some(Command::Recover(options)), _) => roost_node::start::recover::main(&options).map(success),
+        (Some(cli::Command::Recover(options)), _) => roost_node::start::recover::main(&options).map(success),
         #[cfg(feature = "native")]
-        (Some(Command::Run(options)), _) => command::run::main(&options).map(exit_code),
+        (Some(cli::Command::Run(options)), _) => command::run::main(&options).map(exit_code),
         #[cfg(feature = "native")]
-        (Some(Command::Inspect(options)), _) => command::inspect::main(&options).map(exit_code),
+        (Some(cli::Command::Inspect(options)), _) => command::inspect::main(&options).map(exit_code),
         #[cfg(feature = "native")]
-        (Some(Command::Conformance(options)), _) => command::conformance::main(&options).map(exit_code),
+        (Some(cli::Command::Conformance(options)), _) => command::conformance::main(&options).map(exit_code),
         #[cfg(not(any(feature = "coordinator", feature = "dev", feature = "native")))]
         (Some(command), _) => match command {},
         (None, Some(NodeArguments { config, name })) => {
