@@ -1,3 +1,5 @@
+//! Which operators keep the rows of a batch apart, and what is said of those that do not.
+
 use super::*;
 use crate::ops::Target;
 use crate::ops::elementwise::{Binary, Unary};
