@@ -55,7 +55,7 @@ pub fn all(coordinators: BTreeMap<String, SimDisk>, bounds: Bounds) -> Vec<Box<d
         Box::new(sticky::Sticky),
         Box::new(always_serving::AlwaysServing::default()),
         Box::new(hosting::Hosting::default()),
-        Box::new(availability::Availability::default()),
+        Box::new(availability::Availability::new(bounds.bytes_max)),
         Box::new(queues::Queues::new(bounds)),
         Box::new(replicas_equal::ReplicasEqual::default()),
         Box::new(linearizable::Linearizable),
