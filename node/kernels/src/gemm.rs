@@ -278,6 +278,7 @@ impl Job<'_> {
             residual: std::ptr::null(),
             residual_row: self.residual_row,
             clamp: if last { self.clamp } else { Clamp::Free },
+            ahead: Ahead::NOTHING,
         };
         let copied = scratch.map(|scratch| {
             copy_rows(self.a, m0, rows, k0, k1, copied_stride(k1 - k0), scratch);
@@ -294,9 +295,8 @@ impl Job<'_> {
             let after = self.packed.as_ptr().wrapping_add((column + width) * self.k + k0 * panel_width);
             let next_width = width.min(self.n.saturating_sub(column + width));
             let bytes = (k1 - k0) * next_width * size_of::<f32>();
-            let mut ahead = Ahead::new(after.cast(), bytes, count, size_of_val(self.packed));
+            args.ahead = Ahead::new(after.cast(), bytes, count, k1 - k0, size_of_val(self.packed));
             for (r, height) in cut(rows, count) {
-                ahead.step();
                 // SAFETY: row m0 + r and column `column` are within A, C, bias and residual, as the caller
                 // says.
                 unsafe {
@@ -318,6 +318,7 @@ impl Job<'_> {
                         args.residual = self.residual.add((m0 + r) * self.residual_row + column);
                     }
                     self.tiles.by_width[w][height - 1](&args);
+                    args.ahead.passed(k1 - k0);
                     if let (true, Some(map)) = (last, &self.map) {
                         map.rows_in_place(args.c, args.c_row, height, args.cols);
                     }

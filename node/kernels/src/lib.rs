@@ -39,6 +39,7 @@ mod simd;
 mod softmax;
 mod table;
 mod transpose;
+mod walk;
 
 #[cfg(target_arch = "aarch64")]
 mod arm;

@@ -2,38 +2,50 @@
 //!
 //! A panel of packed weights is read once by each tile of rows; all but the first find it in L2. The first
 //! would wait for L3 or memory, since hardware looks ahead within a page alone. So tiles of a panel each ask
-//! for a share of the next one.
+//! for a share of the next one, a line at a time between their products: asked for at once, a share fills the
+//! few places for lines under way, and what is wanted now waits behind it.
 
 /// Weights that are read once all of this panel's tiles are done.
+#[derive(Clone, Copy)]
 pub(crate) struct Ahead {
     next: *const u8,
-    left: usize,
-    share: usize,
+    step: usize,
 }
 
 impl Ahead {
     /// Weights of less are in L2 anyway.
     const LEAST_BYTES: usize = 256 << 10;
 
-    /// With fewer tiles, shares are so large that they hold up the loads that are wanted now; and weights
-    /// that are read once come as fast as memory gives them.
-    const LEAST_TILES: usize = 4;
+    /// What a hint brings.
+    const LINE_BYTES: usize = 64;
 
-    /// `bytes` at `next`, in shares for `tiles` tiles; nothing where `all` weights are few, or tiles.
-    pub(crate) fn new(next: *const u8, bytes: usize, tiles: usize, all: usize) -> Self {
-        let left = if all < Self::LEAST_BYTES || tiles < Self::LEAST_TILES { 0 } else { bytes };
-        Self { next, left, share: left.div_ceil(tiles.max(1)).next_multiple_of(64) }
+    /// Nothing.
+    pub(crate) const NOTHING: Self = Self { next: std::ptr::null(), step: 0 };
+
+    /// `bytes` at `next`, in shares for `tiles` tiles of `depth` steps. Nothing where `all` weights are few; and
+    /// nothing where so few tiles share a panel that they would ask for more than a line a step: such tiles
+    /// wait for memory, whatever they ask for.
+    pub(crate) fn new(next: *const u8, bytes: usize, tiles: usize, depth: usize, all: usize) -> Self {
+        let step = bytes.div_ceil(tiles.saturating_mul(depth).max(1));
+        if all < Self::LEAST_BYTES || step > Self::LINE_BYTES { Self::NOTHING } else { Self { next, step } }
     }
 
-    /// Asks for a share.
-    #[inline]
-    pub(crate) fn step(&mut self) {
-        let bytes = self.share.min(self.left);
-        for at in (0..bytes).step_by(64) {
-            hint(self.next.wrapping_add(at));
-        }
-        self.next = self.next.wrapping_add(bytes);
-        self.left -= bytes;
+    /// Whether there is something to ask for.
+    #[inline(always)]
+    pub(crate) fn is_wanted(&self) -> bool {
+        cfg!(all(target_arch = "x86_64", not(miri))) && self.step > 0
+    }
+
+    /// Asks for what is due in a step of a tile, and goes on.
+    #[inline(always)]
+    pub(crate) fn ask(&mut self) {
+        hint(self.next);
+        self.next = self.next.wrapping_add(self.step);
+    }
+
+    /// Goes on by the share of a tile, which asked for it through a copy.
+    pub(crate) fn passed(&mut self, depth: usize) {
+        self.next = self.next.wrapping_add(self.step * depth);
     }
 }
 

@@ -367,16 +367,11 @@ impl Job<'_> {
                         weights: group * self.conv.group_len() + column * k,
                         merge,
                     };
-                    let next = self.packed.as_ptr().wrapping_add(panel.weights + (tiles.lanes << w) * k);
-                    let bytes = panel_width * k * size_of::<f32>();
-                    let last = column + (tiles.lanes << w) >= per_group;
-                    let lines = chunk.images.len() * chunk.rows.len();
-                    let mut ahead = Ahead::new(
-                        next.cast(),
-                        if last { 0 } else { bytes },
-                        lines,
-                        size_of_val(self.packed),
-                    );
+                    let columns = tiles.lanes << w;
+                    let next = self.packed.as_ptr().wrapping_add(panel.weights + columns * k);
+                    let bytes = if column + columns < per_group { columns * k * size_of::<f32>() } else { 0 };
+                    let runs = images * chunk.rows.len() * width.div_ceil(tiles.rows(w));
+                    let mut ahead = Ahead::new(next.cast(), bytes, runs, k, size_of_val(self.packed));
                     for y in shape.y.spans(chunk.rows.clone()) {
                         for x in shape.x.spans(0..width) {
                             let together = across(y, x, images).then_some(images);
@@ -435,11 +430,11 @@ impl Job<'_> {
             residual: self.residual,
             residual_row: 0,
             clamp: self.clamp,
+            ahead: *ahead,
         };
         for line in lines(y, x, together) {
-            ahead.step();
             // SAFETY: as the function; a line is of its region.
-            unsafe { self.line(image, &line, [y.low, x.low], panel, args) };
+            unsafe { self.line(image, &line, [y.low, x.low], panel, args, ahead) };
         }
     }
 
@@ -447,7 +442,15 @@ impl Job<'_> {
     ///
     /// # Safety
     /// As [`Self::dense`]; the line's outputs see the taps of `args`, starting at `taps`.
-    unsafe fn line(&self, image: usize, line: &Line, taps: [usize; 2], panel: Panel, mut args: TileArgs) {
+    unsafe fn line(
+        &self,
+        image: usize,
+        line: &Line,
+        taps: [usize; 2],
+        panel: Panel,
+        mut args: TileArgs,
+        ahead: &mut Ahead,
+    ) {
         let tiles = self.conv.kernels.tiles();
         let Panel { w, channel, filter, .. } = panel;
         let (from, to) = self.place(image, line, taps);
@@ -467,7 +470,9 @@ impl Job<'_> {
                 if !self.residual.is_null() {
                     args.residual = self.residual.add(row * self.residual_row + filter);
                 }
+                args.ahead = *ahead;
                 tiles.by_width[w][count - 1](&args);
+                ahead.passed(args.taps.outer * args.taps.inner * args.taps.len);
                 if let Some(map) = &self.map {
                     map.rows_in_place(args.c, args.c_row, count, args.cols);
                 }

@@ -4,7 +4,9 @@
 //! that starts from 0 or from C; the bias comes after. K is never split over lanes. So neither the tile's
 //! size nor the instruction set shows in the bits. GEMM and every convolution run on this one function.
 
+use crate::prefetch::Ahead;
 use crate::simd::Vector;
+use crate::walk::{Walk, unrolled};
 
 /// A tile's kernel.
 ///
@@ -47,6 +49,8 @@ pub(crate) struct TileArgs {
     pub(crate) residual_row: usize,
     /// What is done last.
     pub(crate) clamp: Clamp,
+    /// Asked for on the way, so that it is in L2 when it is wanted.
+    pub(crate) ahead: Ahead,
 }
 
 /// Bounds of the result; NaN passes.
@@ -131,7 +135,13 @@ pub(crate) unsafe fn tile<V: Vector, const MR: usize, const NV: usize>(t: &TileA
                 }
             }
         }
-        finish(t, products(t, start));
+        // Tiles of few rows are bound by what they read, and ask for no more.
+        let sums = if MR >= 6 && t.ahead.is_wanted() {
+            products::<V, MR, NV, true>(t, start)
+        } else {
+            products::<V, MR, NV, false>(t, start)
+        };
+        finish(t, sums);
     }
 }
 
@@ -142,35 +152,46 @@ pub(crate) unsafe fn tile<V: Vector, const MR: usize, const NV: usize>(t: &TileA
 /// As [`TileFn`].
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "plain indices are what the compiler keeps in registers")]
-unsafe fn products<V: Vector, const MR: usize, const NV: usize>(
+unsafe fn products<V: Vector, const MR: usize, const NV: usize, const AHEAD: bool>(
     t: &TileArgs,
     start: [[V; NV]; MR],
 ) -> [[V; NV]; MR] {
     let per_panel = if NV == 1 { 1 } else { 2 };
+    let Taps { outer, outer_a, outer_b, inner, inner_a, inner_b, len } = t.taps;
+    // From the end of a run to the start of the next, and from the end of the last inner run.
+    let b_k = per_panel * V::LANES;
+    let between = [inner_a.wrapping_sub(len * t.a_k), inner_b.wrapping_sub(len * b_k)];
+    let after = [outer_a.wrapping_sub(inner * inner_a), outer_b.wrapping_sub(inner * inner_b)];
     let mut acc = start;
-    for outer in 0..t.taps.outer {
-        for inner in 0..t.taps.inner {
-            // SAFETY: as in `tile`.
-            unsafe {
-                let mut a = t.a.add(outer * t.taps.outer_a + inner * t.taps.inner_a);
-                let mut b = t.b.add(outer * t.taps.outer_b + inner * t.taps.inner_b);
-                for _ in 0..t.taps.len {
+    let mut ahead = t.ahead;
+    let (mut rows, mut panels) = (Walk::new(t.a, t.a_row), Walk::new(t.b, t.b_panel));
+    for _ in 0..outer {
+        for _ in 0..inner {
+            for _ in 0..len {
+                // SAFETY: as in `tile`.
+                unsafe {
                     let mut columns = [V::splat(0.0); NV];
-                    for j in 0..NV {
-                        columns[j] = V::load(b.add((j / per_panel) * t.b_panel + (j % per_panel) * V::LANES));
-                    }
-                    for r in 0..MR {
-                        let x = V::splat(*a.add(r * t.a_row));
+                    unrolled!(j in 0..NV => {
+                        columns[j] = V::load(panels.at(j / per_panel).add(j % per_panel * V::LANES));
+                    });
+                    unrolled!(r in 0..MR => {
+                        let x = V::splat(*rows.at(r));
                         for j in 0..NV {
                             acc[r][j] = x.fma(columns[j], acc[r][j]);
                         }
-                    }
-                    // The step after the last one may leave the matrix, where columns are apart.
-                    a = a.wrapping_add(t.a_k);
-                    b = b.add(per_panel * V::LANES);
+                    });
                 }
+                if AHEAD {
+                    ahead.ask();
+                }
+                rows.advance(t.a_k);
+                panels.advance(b_k);
             }
+            rows.advance(between[0]);
+            panels.advance(between[1]);
         }
+        rows.advance(after[0]);
+        panels.advance(after[1]);
     }
     acc
 }
