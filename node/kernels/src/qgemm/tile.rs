@@ -7,6 +7,7 @@
 
 use crate::gemm::tile::Taps;
 use crate::simd::{ByteRange, Dot, IntVector, Simd, Vector};
+use crate::walk::{Walk, unrolled};
 
 /// A tile's kernel.
 ///
@@ -103,7 +104,12 @@ pub(crate) struct QTiles {
 pub(crate) unsafe fn qtile<S: Simd, const MR: usize, const NV: usize>(t: &QTileArgs) {
     // SAFETY: pointers stay within what QTileFn's contract lets be read and written.
     unsafe {
-        let acc = products::<S, MR, NV>(t, starts::<S, NV>(t));
+        let starts = starts::<S, NV>(t);
+        let acc = if t.flip == 0 {
+            products::<S, MR, NV, false>(t, starts)
+        } else {
+            products::<S, MR, NV, true>(t, starts)
+        };
         if t.cols == NV * <S::V as Vector>::LANES
             && t.row_terms.is_null()
             && matches!(t.out, QOut::Bytes { .. })
@@ -123,55 +129,65 @@ pub(crate) unsafe fn qtile<S: Simd, const MR: usize, const NV: usize>(t: &QTileA
 /// As [`QTileFn`].
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "plain indices are what the compiler keeps in registers")]
-unsafe fn products<S: Simd, const MR: usize, const NV: usize>(
+unsafe fn products<S: Simd, const MR: usize, const NV: usize, const FLIP: bool>(
     t: &QTileArgs,
     starts: [S::I; NV],
 ) -> [[S::I; NV]; MR] {
+    let flip = if FLIP { t.flip } else { 0 };
     let per_panel = if NV == 1 { 1 } else { 2 };
     let vector = <S::V as Vector>::LANES * S::D::GROUP;
-    let whole = t.taps.len / S::D::GROUP;
-    let rest = t.taps.len % S::D::GROUP;
-    // SAFETY: whole groups of A in each row and of B in each vector, and then `rest` bytes of A.
-    unsafe {
-        let mut acc = [starts; MR];
-        for outer in 0..t.taps.outer {
-            for inner in 0..t.taps.inner {
-                let mut a = t.a.add(outer * t.taps.outer_a + inner * t.taps.inner_a);
-                let mut b = t.b.add(outer * t.taps.outer_b + inner * t.taps.inner_b);
-                for _ in 0..whole {
-                    let mut columns = [S::D::load_b(b); NV];
-                    for j in 1..NV {
-                        columns[j] =
-                            S::D::load_b(b.add((j / per_panel) * t.b_panel + (j % per_panel) * vector));
-                    }
-                    for r in 0..MR {
-                        let x = S::D::load_a(a.add(r * t.a_row), t.flip);
+    let Taps { outer, outer_a, outer_b, inner, inner_a, inner_b, len } = t.taps;
+    let (whole, rest) = (len / S::D::GROUP, len % S::D::GROUP);
+    // From where the whole groups of a run end to where the next run starts; and from the end of the last inner
+    // run.
+    let (group_a, group_b) = (S::D::GROUP, per_panel * vector);
+    let between = [inner_a.wrapping_sub(whole * group_a), inner_b.wrapping_sub(whole * group_b)];
+    let after = [outer_a.wrapping_sub(inner * inner_a), outer_b.wrapping_sub(inner * inner_b)];
+    let mut acc = [starts; MR];
+    let (mut rows, mut panels) = (Walk::new(t.a, t.a_row), Walk::new(t.b, t.b_panel));
+    for _ in 0..outer {
+        for _ in 0..inner {
+            for _ in 0..whole {
+                // SAFETY: a whole group of A in each row and of B in each vector.
+                unsafe {
+                    let mut columns = [S::D::load_b(panels.at(0)); NV];
+                    unrolled!(j in 0..NV => {
+                        columns[j] = S::D::load_b(panels.at(j / per_panel).add(j % per_panel * vector));
+                    });
+                    unrolled!(r in 0..MR => {
+                        let x = S::D::load_a(rows.at(r), flip);
                         for j in 0..NV {
                             acc[r][j] = S::D::dot(acc[r][j], x, columns[j]);
                         }
-                    }
-                    a = a.add(S::D::GROUP);
-                    b = b.add(per_panel * vector);
+                    });
                 }
-                if rest > 0 {
+                rows.advance(group_a);
+                panels.advance(group_b);
+            }
+            if rest > 0 {
+                // SAFETY: `rest` bytes of A in each row, and a whole group of B in each vector.
+                unsafe {
                     // Read first: a short loop over sums is what the compiler unrolls, and so keeps in
                     // registers.
-                    let mut xs = [S::D::load_a_part(a, rest, t.flip); MR];
-                    for r in 1..MR {
-                        xs[r] = S::D::load_a_part(a.add(r * t.a_row), rest, t.flip);
-                    }
-                    for j in 0..NV {
-                        let column =
-                            S::D::load_b(b.add((j / per_panel) * t.b_panel + (j % per_panel) * vector));
+                    let mut xs = [S::D::load_a_part(rows.at(0), rest, flip); MR];
+                    unrolled!(r in 0..MR => {
+                        xs[r] = S::D::load_a_part(rows.at(r), rest, flip);
+                    });
+                    unrolled!(j in 0..NV => {
+                        let column = S::D::load_b(panels.at(j / per_panel).add(j % per_panel * vector));
                         for r in 0..MR {
                             acc[r][j] = S::D::dot(acc[r][j], xs[r], column);
                         }
-                    }
+                    });
                 }
             }
+            rows.advance(between[0]);
+            panels.advance(between[1]);
         }
-        acc
+        rows.advance(after[0]);
+        panels.advance(after[1]);
     }
+    acc
 }
 
 /// What each column's sum starts with: its offset.
