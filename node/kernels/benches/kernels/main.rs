@@ -1,8 +1,9 @@
 //! How close kernels come to this machine's peaks. Run `cargo bench -p roost-kernels [-- FILTER]`, FILTER
 //! being one of gemm, conv, qgemm, qconv, fusion, rows. Without a filter it writes `RESULTS.md`.
 //!
-//! Peaks are measured in the same run, by loops of independent products in registers. A figure is the first
-//! decile of many short runs, and comes with its share of the peak.
+//! A peak is a loop of independent products in registers. It runs in turns with each kernel, since the clock
+//! changes from second to second; a figure is the first decile of many short runs, and comes with its share of
+//! the peak of the same quarter of a second.
 
 mod peaks;
 mod report;
@@ -24,8 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut report = Report::default();
     for isa in Isa::available().iter().rev().filter(|isa| **isa != Isa::Scalar) {
         let kernels = Kernels::of(*isa).expect("an available set");
-        let (float, byte) = peaks::measure(*isa);
-        report.set(*isa, float, byte);
+        report.set(*isa);
         if wanted("gemm") {
             gemm(kernels, &mut report);
         }
@@ -51,28 +51,48 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// The first decile of the runs of a quarter second, in seconds of processor time. Other processes slow runs
 /// down through the caches and the core's other thread, so the middle says more about them; the very least
 /// may be a clock's slip.
+fn typical(run: impl FnMut()) -> f64 {
+    in_turns(run, None).0
+}
+
+/// The same, and for a loop that runs after each millisecond of it.
 #[expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
-fn typical(mut run: impl FnMut()) -> f64 {
+fn in_turns(mut run: impl FnMut(), other: Option<fn()>) -> (f64, f64) {
     let start = Instant::now();
-    let mut all = Vec::new();
+    let (mut runs, mut others) = (Vec::new(), Vec::new());
     while start.elapsed() < Duration::from_millis(250) {
-        // Short runs are repeated, since reading the clock takes as long as they do.
-        let mut rounds = 1;
-        loop {
-            let before = processor_seconds();
-            for _ in 0..rounds {
-                run();
-            }
-            let seconds = processor_seconds() - before;
-            if seconds > 2e-5 {
-                all.push(seconds / f64::from(rounds));
-                break;
-            }
-            rounds *= 4;
+        let mut spent = 0.0;
+        while spent < 1e-3 {
+            spent += sample(&mut run, &mut runs);
+        }
+        if let Some(other) = other {
+            sample(other, &mut others);
         }
     }
-    all.sort_by(f64::total_cmp);
-    all[all.len() / 10]
+    (first_decile(runs), first_decile(others))
+}
+
+/// One sample of a function's seconds; short runs are repeated, since reading the clock takes as long as they
+/// do. Returns how long all of it took.
+fn sample(mut run: impl FnMut(), samples: &mut Vec<f64>) -> f64 {
+    let mut rounds = 1;
+    loop {
+        let before = processor_seconds();
+        for _ in 0..rounds {
+            run();
+        }
+        let seconds = processor_seconds() - before;
+        if seconds > 2e-5 {
+            samples.push(seconds / f64::from(rounds));
+            return seconds;
+        }
+        rounds *= 4;
+    }
+}
+
+fn first_decile(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples.get(samples.len() / 10).copied().unwrap_or(f64::NAN)
 }
 
 #[cfg(unix)]
@@ -132,11 +152,6 @@ fn gemm(kernels: &'static Kernels, report: &mut Report) {
         for m in [1, 8, 32, 64, 128, 1024] {
             let (mut a, mut c) = (Floats::new(m * k), Floats::new(m * n));
             let mut scratch = Floats::new(gemm.scratch_len(m));
-            let seconds = typical(|| {
-                let out = RowsMut { data: c.get(), stride: n };
-                let a = Matrix::dense(a.get(), k);
-                gemm.run(m, a, packed.get(), out, &Epilogue::default(), scratch.get());
-            });
             let aim = match kernels.isa() {
                 // Smaller matrices than transformers have are in the table without an aim.
                 _ if k < 768 => None,
@@ -145,7 +160,11 @@ fn gemm(kernels: &'static Kernels, report: &mut Report) {
                 Isa::Avx2 if m == 8 => Some(80.0),
                 _ => None,
             };
-            report.share(&format!("gemm {m}x{k}x{n}"), 2.0 * (m * n * k) as f64, seconds, Bits::Float, aim);
+            report.share(&format!("gemm {m}x{k}x{n}"), 2.0 * (m * n * k) as f64, Bits::Float, aim, || {
+                let out = RowsMut { data: c.get(), stride: n };
+                let a = Matrix::dense(a.get(), k);
+                gemm.run(m, a, packed.get(), out, &Epilogue::default(), scratch.get());
+            });
         }
     }
 }
@@ -187,13 +206,12 @@ fn conv(kernels: &'static Kernels, report: &mut Report) {
         conv.pack(weights.get(), packed.get());
         let (mut x, mut y) = (Floats::new(size * size * channels), Floats::new(size * size * filters));
         let mut scratch = Floats::new(conv.scratch_len(1));
-        let seconds = typical(|| {
+        let name = format!("conv {kernel}x{kernel} {size}x{size} {channels} -> {filters}");
+        report.share(&name, operations(size, kernel, channels, filters), Bits::Float, None, || {
             let out = RowsMut { data: y.get(), stride: filters };
             let input = ConvInput::Nhwc { data: x.get(), pixel: channels };
             conv.run(1, input, packed.get(), out, &epilogue, scratch.get());
         });
-        let name = format!("conv {kernel}x{kernel} {size}x{size} {channels} -> {filters}");
-        report.share(&name, operations(size, kernel, channels, filters), seconds, Bits::Float, None);
     }
     let stem = |size| Window { size, kernel: 3, stride: 2, dilation: 1, before: 0, after: 0 };
     let shape = ConvShape { y: stem(224), x: stem(224), channels: 3, filters: 64, groups: 1 };
@@ -201,28 +219,21 @@ fn conv(kernels: &'static Kernels, report: &mut Report) {
     let (mut weights, mut packed) = (Floats::new(3 * 64 * 9), Floats::new(conv.packed_len()));
     conv.pack(weights.get(), packed.get());
     let (mut x, mut y) = (Floats::new(224 * 224 * 3), Floats::new(111 * 111 * 64));
-    let seconds = typical(|| {
+    let name = "stem 3x3 stride 2, 224x224 3 -> 64, NCHW";
+    report.share(name, 2.0 * (111 * 111 * 27 * 64) as f64, Bits::Float, None, || {
         let out = RowsMut { data: y.get(), stride: 64 };
         conv.run(1, ConvInput::Nchw { data: x.get() }, packed.get(), out, &epilogue, &mut []);
     });
-    report.share(
-        "stem 3x3 stride 2, 224x224 3 -> 64, NCHW",
-        2.0 * (111 * 111 * 27 * 64) as f64,
-        seconds,
-        Bits::Float,
-        None,
-    );
     let shape = ConvShape { y: same(56, 3), x: same(56, 3), channels: 128, filters: 128, groups: 128 };
     let conv = kernels.conv(shape).expect("a shape");
     let (mut weights, mut packed) = (Floats::new(128 * 9), Floats::new(conv.packed_len()));
     conv.pack(weights.get(), packed.get());
     let (mut x, mut y) = (Floats::new(56 * 56 * 128), Floats::new(56 * 56 * 128));
-    let seconds = typical(|| {
+    report.share("depthwise 3x3 56x56 128", 2.0 * (166 * 166 * 128) as f64, Bits::Float, None, || {
         let out = RowsMut { data: y.get(), stride: 128 };
         let input = ConvInput::Nhwc { data: x.get(), pixel: 128 };
         conv.run(1, input, packed.get(), out, &epilogue, &mut []);
     });
-    report.share("depthwise 3x3 56x56 128", 2.0 * (166 * 166 * 128) as f64, seconds, Bits::Float, None);
 }
 
 fn byte_rows(len: usize) -> Vec<u8> {
@@ -245,12 +256,11 @@ fn qgemm(kernels: &'static Kernels, report: &mut Report) {
         for m in [1, 8, 32, 128, 1024, 3136] {
             let (a, mut c) = (byte_rows(m * k), vec![0u8; m * n]);
             let packed: &[i8] = packed.get();
-            let seconds = typical(|| {
-                gemm.run(m, ByteRows { data: &a, stride: k }, packed, &offsets, None, requantized(&mut c, n));
-            });
             let aim = (kernels.isa() == Isa::Avx512 && k >= 768 && m >= 8).then_some(90.0);
             let name = format!("qgemm {m}x{k}x{n}, to bytes");
-            report.share(&name, 2.0 * (m * n * k) as f64, seconds, Bits::Byte, aim);
+            report.share(&name, 2.0 * (m * n * k) as f64, Bits::Byte, aim, || {
+                gemm.run(m, ByteRows { data: &a, stride: k }, packed, &offsets, None, requantized(&mut c, n));
+            });
         }
     }
 }
@@ -267,13 +277,12 @@ fn qconv(kernels: &'static Kernels, report: &mut Report) {
         let packed: &[i8] = packed.get();
         let (x, mut y) = (byte_rows(size * size * channels), vec![0u8; size * size * filters]);
         let mut scratch = vec![0; conv.scratch_len()];
-        let seconds = typical(|| {
+        let name = format!("qconv {kernel}x{kernel} {size}x{size} {channels} -> {filters}");
+        report.share(&name, operations(size, kernel, channels, filters), Bits::Byte, None, || {
             let rows = ByteRows { data: &x, stride: channels };
             let weights = QWeights { packed, sums: &sums, bias: None };
             conv.run(1, rows, 128, weights, requantized(&mut y, filters), &mut scratch);
         });
-        let name = format!("qconv {kernel}x{kernel} {size}x{size} {channels} -> {filters}");
-        report.share(&name, operations(size, kernel, channels, filters), seconds, Bits::Byte, None);
     }
 }
 

@@ -6,6 +6,9 @@ use std::process::Command;
 
 use roost_kernels::Isa;
 
+use crate::peaks::{self, Peak};
+use crate::{in_turns, typical};
+
 /// Which of the two peaks a figure is held against.
 #[derive(Clone, Copy)]
 pub enum Bits {
@@ -18,8 +21,8 @@ pub enum Bits {
 /// The figures of all instruction sets so far.
 #[derive(Default)]
 pub struct Report {
-    /// Peaks of the set that is measured now: GFLOP/s in f32, GOP/s in 8 bits.
-    peaks: [f64; 2],
+    /// Peaks of the set that is measured now: in f32, in 8 bits.
+    peaks: Option<[Peak; 2]>,
     sections: Vec<Section>,
 }
 
@@ -33,20 +36,25 @@ struct Section {
 
 impl Report {
     /// Begins with an instruction set.
-    pub fn set(&mut self, isa: Isa, float: f64, byte: f64) {
-        self.peaks = [float, byte];
+    pub fn set(&mut self, isa: Isa) {
+        self.peaks = peaks::of(isa);
+        let [float, byte] = self
+            .peaks
+            .map_or([f64::NAN; 2], |peaks| peaks.map(|peak| peak.operations / typical(peak.run) / 1e9));
         let title = format!("{isa}: peaks of {float:.1} GFLOP/s in f32 and {byte:.1} GOP/s in 8 bits");
         println!("# {title}");
         self.sections.push(Section { title, shares: Vec::new(), fusion: None, each: Vec::new() });
     }
 
-    /// A kernel that did so many operations in so many seconds; the aim is a share of the peak in percent.
-    pub fn share(&mut self, name: &str, operations: f64, seconds: f64, bits: Bits, aim: Option<f64>) {
-        let peak = match bits {
-            Bits::Float => self.peaks[0],
-            Bits::Byte => self.peaks[1],
-        };
+    /// A kernel that does so many operations in a run; the aim is a share of the peak in percent.
+    pub fn share(&mut self, name: &str, operations: f64, bits: Bits, aim: Option<f64>, run: impl FnMut()) {
+        let peak = self.peaks.map(|[float, byte]| match bits {
+            Bits::Float => float,
+            Bits::Byte => byte,
+        });
+        let (seconds, peak_seconds) = in_turns(run, peak.map(|peak| peak.run));
         let rate = operations / seconds / 1e9;
+        let peak = peak.map_or(f64::NAN, |peak| peak.operations / peak_seconds / 1e9);
         let (share, micros) = (100.0 * rate / peak, seconds * 1e6);
         println!("{name:<46} {rate:8.1} G/s {share:6.1} %  {micros:9.1} µs");
         let aim = aim.map(|aim| format!("{aim:.0} %")).unwrap_or_default();
@@ -98,7 +106,7 @@ impl Report {
         writeln!(text, "- Commit: {commit}, {}", said("date", &["-u", "+%F"])?)?;
         text.push_str("- Command: `cargo bench -p roost-kernels`\n");
         text.push_str(
-            "- Processor time, the first decile of the runs of a quarter second; peaks from the same run.\n",
+            "- Processor time, the first decile of the runs of a quarter second; a share is of the peak of the same quarter.\n",
         );
         for section in &self.sections {
             writeln!(text, "\n## {}\n", section.title)?;
