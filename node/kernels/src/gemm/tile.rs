@@ -135,8 +135,8 @@ pub(crate) unsafe fn tile<V: Vector, const MR: usize, const NV: usize>(t: &TileA
                 }
             }
         }
-        // Tiles of few rows are bound by what they read, and ask for no more.
-        let sums = if MR >= 6 && t.ahead.is_wanted() {
+        // Tiles of three rows and fewer are bound by what they read, and ask for no more.
+        let sums = if MR >= 4 && t.ahead.is_wanted() {
             products::<V, MR, NV, true>(t, start)
         } else {
             products::<V, MR, NV, false>(t, start)
