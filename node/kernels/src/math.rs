@@ -39,13 +39,11 @@ unsafe fn with_sign<V: Vector>(magnitude: V, x: V) -> V {
     unsafe { magnitude.or(x.and(V::splat_bits(0x8000_0000))) }
 }
 
-/// e^x, with denormal results; 0 and infinity beyond the range.
+/// r and n with e^x = r · 2^n: r about 1, n as an integer. For |x| up to some thousands; NaN gives NaN for r.
 #[inline(always)]
-pub(crate) unsafe fn exp<V: Vector>(x: V) -> V {
+unsafe fn reduced_exp<V: Vector>(x: V) -> (V, V) {
     // SAFETY: as the module.
     unsafe {
-        // Beyond these the result is 0 or infinity all the same; the operand order lets NaN pass.
-        let x = V::splat(-104.0).over(V::splat(89.0).under(x));
         // 1.5 · 2^23: adding it leaves the nearest integer in the low bits.
         let magic = V::splat(12_582_912.0);
         let shifted = x.fma(V::splat(std::f32::consts::LOG2_E), magic);
@@ -56,8 +54,33 @@ pub(crate) unsafe fn exp<V: Vector>(x: V) -> V {
             f,
             [1.378_059_4e-3, 8.373_124_5e-3, 4.166_953_6e-2, 1.666_647_2e-1, 4.999_998_5e-1, 1.0, 1.0],
         );
-        // 2^n in two factors, since n reaches from -150 to 128.
-        let n = shifted.bits_sub(magic);
+        (r, shifted.bits_sub(magic))
+    }
+}
+
+/// e^x for x from -88 to 88.8, and NaN for NaN: 0 or infinity where the result is no normal number. This takes
+/// a third fewer operations than [`exp`] does.
+#[inline(always)]
+unsafe fn exp_within<V: Vector>(x: V) -> V {
+    // SAFETY: as the module.
+    unsafe {
+        let (r, n) = reduced_exp(x);
+        // n is from -127 to 128, whose exponents are those of 0 and infinity.
+        r.mul(n.bits_add(V::splat_bits(127)).bits_shl23())
+    }
+}
+
+/// e^x, with denormal results; 0 and infinity beyond the range.
+#[inline(always)]
+pub(crate) unsafe fn exp<V: Vector>(x: V) -> V {
+    // SAFETY: as the module.
+    unsafe {
+        // Beyond these the result is 0 or infinity all the same; the operand order lets NaN pass. From -104 on it
+        // is 0, but by an underflow, which takes a processor more than a hundred cycles; at -176 both factors
+        // below are 0, and what a mask puts at minus infinity costs nothing.
+        let x = V::splat(-176.0).over(V::splat(89.0).under(x));
+        let (r, n) = reduced_exp(x);
+        // 2^n in two factors, since n reaches from -254 to 128.
         let low = n.bits_sra1();
         let high = n.bits_sub(low);
         let bias = V::splat_bits(127);
@@ -100,14 +123,41 @@ pub(crate) unsafe fn log<V: Vector>(x: V) -> V {
 pub(crate) unsafe fn tanh<V: Vector>(x: V) -> V {
     // SAFETY: as the module.
     unsafe {
+        let (a, small) = small_tanh(x);
+        let e = exp_within(V::splat(88.0).under(a.add(a)));
+        let large = V::splat(1.0).sub(V::splat(2.0).div(e.add(V::splat(1.0))));
+        with_sign(V::if_greater(a, V::splat(TANH_SMALL), large, small), x)
+    }
+}
+
+/// The hyperbolic tangent as a quotient: numerator, and a divisor from 1 to e^40. What divides by more all the
+/// same saves a division so.
+#[inline(always)]
+pub(crate) unsafe fn tanh_quotient<V: Vector>(x: V) -> (V, V) {
+    // SAFETY: as the module.
+    unsafe {
+        let one = V::splat(1.0);
+        let (a, small) = small_tanh(x);
+        // tanh(20) rounds to 1.
+        let e = exp_within(V::splat(40.0).under(a.add(a)));
+        let above = V::if_greater(a, V::splat(TANH_SMALL), e.sub(one), small);
+        (with_sign(above, x), V::if_greater(a, V::splat(TANH_SMALL), e.add(one), one))
+    }
+}
+
+/// Up to here, 0.625 less one unit in the last place, tanh is a polynomial.
+const TANH_SMALL: f32 = 0.624_999_94;
+
+/// `|x|`, and its hyperbolic tangent where that is at most [`TANH_SMALL`].
+#[inline(always)]
+unsafe fn small_tanh<V: Vector>(x: V) -> (V, V) {
+    // SAFETY: as the module.
+    unsafe {
         let a = abs(x);
         let s = a.mul(a);
         let p =
             polynomial(s, [-5.704_989e-3, 2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_3e-1]);
-        let small = p.mul(s).fma(a, a);
-        let e = exp(a.add(a));
-        let large = V::splat(1.0).sub(V::splat(2.0).div(e.add(V::splat(1.0))));
-        with_sign(V::if_greater(V::splat(0.625), a, small, large), x)
+        (a, p.mul(s).fma(a, a))
     }
 }
 
@@ -126,7 +176,7 @@ pub(crate) unsafe fn erf<V: Vector>(x: V) -> V {
         let r = r.fma(a, V::splat(-6.348_467e-1));
         let r = r.fma(a, V::splat(-1.287_175_1e-1));
         let r = r.fma(a, V::splat(0.0).sub(a));
-        let large = V::splat(1.0).sub(exp(r));
+        let large = V::splat(1.0).sub(exp_within(r));
         let p = polynomial(
             s,
             [
@@ -147,9 +197,16 @@ pub(crate) unsafe fn erf<V: Vector>(x: V) -> V {
 #[inline(always)]
 pub(crate) unsafe fn sigmoid<V: Vector>(x: V) -> V {
     // SAFETY: as the module.
+    unsafe { V::splat(1.0).div(sigmoid_divisor(x)) }
+}
+
+/// 1 + e^-x: what sigmoid divides 1 by.
+#[inline(always)]
+pub(crate) unsafe fn sigmoid_divisor<V: Vector>(x: V) -> V {
+    // SAFETY: as the module.
     unsafe {
-        let one = V::splat(1.0);
-        one.div(one.add(exp(x.xor(V::splat_bits(0x8000_0000)))))
+        let minus = x.xor(V::splat_bits(0x8000_0000));
+        V::splat(1.0).add(exp_within(V::splat(-88.0).over(V::splat(88.8).under(minus))))
     }
 }
 

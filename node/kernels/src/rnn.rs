@@ -105,13 +105,16 @@ pub(crate) unsafe fn lstm<S: Simd>(t: &LstmArgs) {
                 i = S::V::load_first(peephole, left).fma(old, i);
                 f = S::V::load_first(peephole.add(2 * t.n), left).fma(old, f);
             }
-            let kept = math::sigmoid(f).mul(old);
-            let new = math::sigmoid(i).fma(math::tanh(c), kept);
+            // Sigmoids and tangents are quotients; each product of two takes one division.
+            let (c, c_divisor) = math::tanh_quotient(c);
+            let kept = old.div(math::sigmoid_divisor(f));
+            let new = c.div(c_divisor.mul(math::sigmoid_divisor(i))).add(kept);
             if !t.peepholes.is_null() {
                 o = S::V::load_first(peephole.add(t.n), left).fma(new, o);
             }
             new.store_part(t.cell.add(at), left);
-            math::sigmoid(o).mul(math::tanh(new)).store_part(t.hidden.add(at), left);
+            let (c, c_divisor) = math::tanh_quotient(new);
+            c.div(c_divisor.mul(math::sigmoid_divisor(o))).store_part(t.hidden.add(at), left);
         }
     }
 }
