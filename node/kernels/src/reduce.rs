@@ -95,19 +95,13 @@ pub(crate) unsafe fn reduce<S: Simd, F: Fold>(x: *const f32, n: usize) -> f32 {
 /// As [`crate::simd`].
 #[inline(always)]
 pub(crate) unsafe fn tree<W: Vector, F: Fold>(sums: W) -> f32 {
-    let mut lanes = [0.0f32; REDUCE_LANES];
     // SAFETY: W has 16 lanes, as its place in Simd says.
     unsafe {
-        sums.store(lanes.as_mut_ptr());
-        let mut half = REDUCE_LANES / 2;
-        while half > 0 {
-            for i in 0..half {
-                lanes[i] = F::join(lanes[i], lanes[i + half]);
-            }
-            half /= 2;
-        }
+        let sums = F::join(sums, sums.down::<8>());
+        let sums = F::join(sums, sums.down::<4>());
+        let sums = F::join(sums, sums.down::<2>());
+        F::join(sums, sums.down::<1>()).first()
     }
-    lanes[0]
 }
 
 /// Declares the folds, in the order of [`Reduce`].

@@ -3,7 +3,7 @@
 //! `f32::mul_add` rounds once wherever it runs. On x86-64 the table of this set is compiled a second time
 //! with FMA, for speed and with the same bits.
 
-use crate::simd::{Dot, IntVector, Pair, Simd, Vector};
+use crate::simd::{ByteVector, Dot, IntVector, Pair, Simd, Vector};
 
 /// The set itself.
 pub(crate) struct Scalar;
@@ -12,6 +12,7 @@ impl Simd for Scalar {
     type V = f32;
     type W = Pair<Pair<Pair<Pair<f32>>>>;
     type I = i32;
+    type B = u8;
     type D = Bytes;
 }
 
@@ -47,6 +48,16 @@ impl Vector for f32 {
             // SAFETY: the caller lets n values be written, at least one here.
             unsafe { p.write(self) }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn down<const HALF: usize>(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        self
     }
 
     #[inline(always)]
@@ -155,6 +166,39 @@ impl Vector for f32 {
     }
 }
 
+impl ByteVector for u8 {
+    const LANES: usize = 1;
+
+    #[inline(always)]
+    unsafe fn splat(x: u8) -> Self {
+        x
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const u8, n: usize) -> Self {
+        // SAFETY: the caller lets n bytes be read, and one is only where there is one.
+        if n > 0 { unsafe { p.read() } } else { 0 }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u8, n: usize) {
+        if n > 0 {
+            // SAFETY: the caller lets n bytes be written.
+            unsafe { p.write(self) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn max_unsigned(self, o: Self) -> Self {
+        self.max(o)
+    }
+
+    #[inline(always)]
+    unsafe fn max_signed(self, o: Self) -> Self {
+        (self as i8).max(o as i8) as u8
+    }
+}
+
 impl IntVector for i32 {
     type Float = f32;
 
@@ -210,11 +254,6 @@ impl IntVector for i32 {
     #[inline(always)]
     unsafe fn mul(self, o: Self) -> Self {
         self.wrapping_mul(o)
-    }
-
-    #[inline(always)]
-    unsafe fn max(self, o: Self) -> Self {
-        Ord::max(self, o)
     }
 
     #[inline(always)]

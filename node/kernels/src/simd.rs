@@ -5,8 +5,7 @@
 //! minima and maxima), the definition here is the one of x86, and the others follow it. A NaN's sign and
 //! payload are left open.
 //!
-//! Deliberately absent: horizontal operations. Reductions store 16 lanes and add them by one fixed tree in
-//! plain code.
+//! One operation alone is horizontal, [`Vector::down`], which the fixed tree of reductions is made of.
 //!
 //! # Safety
 //! Every method needs the instruction set of its type to be there; kernels are entered through
@@ -29,6 +28,12 @@ pub(crate) trait Vector: Copy + 'static {
     unsafe fn store(self, p: *mut f32);
     /// Writes the first `min(n, LANES)` values and nothing beyond.
     unsafe fn store_part(self, p: *mut f32, n: usize);
+
+    /// Lane i is lane `i + HALF` for all i below `HALF`; the others are anything. `HALF` is a power of two below
+    /// [`Self::LANES`].
+    unsafe fn down<const HALF: usize>(self) -> Self;
+    /// The first lane.
+    unsafe fn first(self) -> f32;
 
     /// `self + o`.
     unsafe fn add(self, o: Self) -> Self;
@@ -127,8 +132,6 @@ pub(crate) trait IntVector: Copy + 'static {
     unsafe fn sub(self, o: Self) -> Self;
     /// `self * o`.
     unsafe fn mul(self, o: Self) -> Self;
-    /// The greater of two.
-    unsafe fn max(self, o: Self) -> Self;
     /// As f32, rounded half to even.
     unsafe fn to_float(self) -> Self::Float;
     /// Rounds half to even. Every lane of `x` is a number within i32.
@@ -164,6 +167,23 @@ pub(crate) trait IntVector: Copy + 'static {
             Self::store_rounded(values[1], to, p[1]);
         }
     }
+}
+
+/// A vector of bytes.
+pub(crate) trait ByteVector: Copy + 'static {
+    /// How many lanes it has.
+    const LANES: usize;
+
+    /// The same byte in all lanes.
+    unsafe fn splat(x: u8) -> Self;
+    /// Reads the first `min(n, LANES)` bytes and nothing beyond; the other lanes are anything.
+    unsafe fn load(p: *const u8, n: usize) -> Self;
+    /// Writes the first `min(n, LANES)` bytes and nothing beyond.
+    unsafe fn store(self, p: *mut u8, n: usize);
+    /// The greater of two, as u8.
+    unsafe fn max_unsigned(self, o: Self) -> Self;
+    /// The greater of two, as i8.
+    unsafe fn max_signed(self, o: Self) -> Self;
 }
 
 /// Bounds of a result before its zero point is added, so that the sum is a byte, signed or unsigned.
@@ -223,6 +243,8 @@ pub(crate) trait Simd: 'static {
     type W: Vector;
     /// i32 beside [`Self::V`].
     type I: IntVector<Float = Self::V>;
+    /// Bytes.
+    type B: ByteVector;
     /// Integer products.
     type D: Dot<Acc = Self::I>;
 }
@@ -286,6 +308,21 @@ impl<T: Vector> Vector for Pair<T> {
             self.0.store_part(p, n);
             self.1.store_part(p.wrapping_add(T::LANES), n.saturating_sub(T::LANES));
         }
+    }
+
+    #[inline(always)]
+    unsafe fn down<const HALF: usize>(self) -> Self {
+        if HALF == T::LANES {
+            return Pair(self.1, self.1);
+        }
+        // SAFETY: HALF is less than T::LANES, both being powers of two.
+        unsafe { Pair(self.0.down::<HALF>(), self.1) }
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        // SAFETY: as the method.
+        unsafe { self.0.first() }
     }
 
     lift! {

@@ -42,6 +42,60 @@ impl Kernels {
 /// As [`SoftmaxFn`].
 #[inline(always)]
 pub(crate) unsafe fn softmax<S: Simd>(x: *const f32, y: *mut f32, n: usize, logarithm: bool) {
+    // SAFETY: as the function.
+    unsafe {
+        match n.div_ceil(REDUCE_LANES) {
+            0 | 1 => short::<S, 1>(x, y, n, logarithm),
+            2 => short::<S, 2>(x, y, n, logarithm),
+            3 | 4 => short::<S, 4>(x, y, n, logarithm),
+            _ => long::<S>(x, y, n, logarithm),
+        }
+    }
+}
+
+/// A row of at most N vectors, which stays in registers: what was written a moment ago, in part, is slow to
+/// read again.
+///
+/// # Safety
+/// As [`SoftmaxFn`], with n at most N vectors.
+#[inline(always)]
+unsafe fn short<S: Simd, const N: usize>(x: *const f32, y: *mut f32, n: usize, logarithm: bool) {
+    // SAFETY: vectors within n, in a part at the end; those beyond it read and write nothing, and their
+    // pointers are only computed.
+    unsafe {
+        let lowest = S::W::splat(f32::NEG_INFINITY);
+        let left = |j: usize| n.saturating_sub(j * REDUCE_LANES);
+        let mut values = [lowest; N];
+        let mut most = lowest;
+        for (j, value) in values.iter_mut().enumerate() {
+            *value = S::W::load_part(x.wrapping_add(j * REDUCE_LANES), left(j), lowest);
+            most = most.max_nan(*value);
+        }
+        let most = S::W::splat(tree::<S::W, fold::Max>(most));
+        let mut sums = S::W::splat(0.0);
+        for value in &mut values {
+            let shifted = value.sub(most);
+            let e = math::exp(shifted);
+            // Lanes beyond the row hold e^-infinity = 0, and NaN where all of the row is NaN or nothing.
+            sums = sums.add(e);
+            *value = if logarithm { shifted } else { e };
+        }
+        let sum = tree::<S::W, fold::Sum>(sums);
+        let (log, factor) = if logarithm { (math::log(sum), 1.0) } else { (0.0, 1.0 / sum) };
+        let (log, factor) = (S::W::splat(log), S::W::splat(factor));
+        for (j, value) in values.iter().enumerate() {
+            let value = if logarithm { value.sub(log) } else { value.mul(factor) };
+            value.store_part(y.wrapping_add(j * REDUCE_LANES), left(j));
+        }
+    }
+}
+
+/// A row of any length.
+///
+/// # Safety
+/// As [`SoftmaxFn`].
+#[inline(always)]
+unsafe fn long<S: Simd>(x: *const f32, y: *mut f32, n: usize, logarithm: bool) {
     // SAFETY: vectors within n, and a part at the end.
     unsafe {
         let lowest = S::W::splat(f32::NEG_INFINITY);

@@ -7,7 +7,7 @@
 use std::arch::aarch64::*;
 
 use crate::arm::dot::{Pairs, SdotFours};
-use crate::simd::{IntVector, Pair, Simd, Vector};
+use crate::simd::{ByteVector, IntVector, Pair, Simd, Vector};
 
 /// The set itself.
 pub(crate) struct Neon;
@@ -16,6 +16,7 @@ impl Simd for Neon {
     type V = Q;
     type W = Pair<Pair<Q>>;
     type I = Qi;
+    type B = Qb;
     type D = Pairs;
 }
 
@@ -26,6 +27,7 @@ impl Simd for NeonDot {
     type V = Q;
     type W = Pair<Pair<Q>>;
     type I = Qi;
+    type B = Qb;
     type D = SdotFours;
 }
 
@@ -47,6 +49,59 @@ unsafe fn bits(x: Q) -> int32x4_t {
 unsafe fn number(x: int32x4_t) -> Q {
     // SAFETY: NEON.
     unsafe { Q(vreinterpretq_f32_s32(x)) }
+}
+
+/// The first n of 16 bytes, then zeros.
+#[inline(always)]
+unsafe fn bytes_16(p: *const u8, n: usize) -> [u8; 16] {
+    // SAFETY: the caller lets n bytes be read.
+    std::array::from_fn(|i| if i < n { unsafe { p.add(i).read() } } else { 0 })
+}
+
+/// 16 lanes of bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Qb(uint8x16_t);
+
+impl ByteVector for Qb {
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    unsafe fn splat(x: u8) -> Self {
+        // SAFETY: NEON.
+        unsafe { Qb(vdupq_n_u8(x)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const u8, n: usize) -> Self {
+        // SAFETY: 16 bytes are read where n allows as many, else the first n.
+        unsafe { Qb(vld1q_u8(if n >= 16 { p } else { bytes_16(p, n).as_ptr() })) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u8, n: usize) {
+        // SAFETY: 16 bytes are written where n allows as many, else the first n.
+        unsafe {
+            if n >= 16 {
+                vst1q_u8(p, self.0);
+            } else {
+                let mut all = [0; 16];
+                vst1q_u8(all.as_mut_ptr(), self.0);
+                all.iter().take(n).enumerate().for_each(|(i, byte)| p.add(i).write(*byte));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn max_unsigned(self, o: Self) -> Self {
+        // SAFETY: NEON.
+        unsafe { Qb(vmaxq_u8(self.0, o.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn max_signed(self, o: Self) -> Self {
+        // SAFETY: NEON.
+        unsafe { Qb(vreinterpretq_u8_s8(vmaxq_s8(vreinterpretq_s8_u8(self.0), vreinterpretq_s8_u8(o.0)))) }
+    }
 }
 
 impl Vector for Q {
@@ -95,6 +150,18 @@ impl Vector for Q {
             self.store(four.as_mut_ptr());
             std::ptr::copy_nonoverlapping(four.as_ptr(), p, n);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn down<const HALF: usize>(self) -> Self {
+        // SAFETY: NEON.
+        unsafe { Q(if HALF == 2 { vextq_f32::<2>(self.0, self.0) } else { vextq_f32::<1>(self.0, self.0) }) }
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        // SAFETY: NEON.
+        unsafe { vgetq_lane_f32::<0>(self.0) }
     }
 
     #[inline(always)]
@@ -318,12 +385,6 @@ impl IntVector for Qi {
     unsafe fn mul(self, o: Self) -> Self {
         // SAFETY: NEON.
         unsafe { Qi(vmulq_s32(self.0, o.0)) }
-    }
-
-    #[inline(always)]
-    unsafe fn max(self, o: Self) -> Self {
-        // SAFETY: NEON.
-        unsafe { Qi(vmaxq_s32(self.0, o.0)) }
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use crate::conv::{ShapeError, Window};
 use crate::gemm::tile::Taps;
 use crate::gemm::{Rows, RowsMut, extent};
 use crate::qgemm::{ByteRows, Sign};
-use crate::simd::{IntVector, Simd, Vector};
+use crate::simd::{ByteVector, Simd, Vector};
 use crate::table::Kernels;
 
 /// What a pool takes of its window.
@@ -216,48 +216,93 @@ impl Pool {
     }
 }
 
-/// Visits the outputs of a line in vectors of channels; `$fold` folds a tap into the sums.
-macro_rules! pool_line {
-    ($d:ident, $V:ty, $start:expr, |$sum:ident, $x:ident| $fold:expr, |$done:ident| $end:expr) => {{
-        const WIDE: usize = 4;
-        let lanes = <$V>::LANES;
-        for i in 0..$d.count {
-            let mut channel = 0;
-            while channel < $d.channels {
-                let left = $d.channels - channel;
-                let wide = left >= WIDE * lanes;
-                let vectors = if wide { WIDE } else { 1 };
-                let mut sums = [$start; WIDE];
-                for outer in 0..$d.taps.outer {
-                    for inner in 0..$d.taps.inner {
-                        let from = $d
-                            .x
-                            .add(i * $d.x_step + outer * $d.taps.outer_a + inner * $d.taps.inner_a + channel);
-                        if wide {
-                            for (j, sum) in sums.iter_mut().enumerate() {
-                                let ($sum, $x) = (*sum, <$V>::load(from.add(j * lanes)));
-                                *sum = $fold;
-                            }
-                        } else {
-                            let ($sum, $x) = (sums[0], <$V>::load_first(from, left));
-                            sums[0] = $fold;
-                        }
-                    }
-                }
-                let out = $d.out.add(i * $d.out_step + channel);
-                for (j, sum) in sums.iter().take(vectors).enumerate() {
-                    let $done = *sum;
-                    let result = $end;
-                    if left - j * lanes >= lanes {
-                        result.store(out.add(j * lanes));
-                    } else {
-                        result.store_part(out.add(j * lanes), left - j * lanes);
-                    }
-                }
-                channel += vectors * lanes;
+/// Walks the channels of an output in blocks of `$size` vectors, the largest first, with the size as a
+/// constant. Gives how many channels that were.
+macro_rules! blocks {
+    ($channels:expr, $lanes:expr, [$($size:literal)*], |$n:ident, $channel:ident| $block:expr) => {{
+        let mut channel = 0;
+        $(
+            while $channels - channel >= $size * $lanes {
+                const $n: usize = $size;
+                let $channel = channel;
+                $block;
+                channel += $size * $lanes;
+            }
+        )*
+        channel
+    }};
+}
+
+/// Calls `$line` with the shape of the window as constants where it is a common one, so that its loops are
+/// unrolled, and with zeros where it is not.
+macro_rules! by_window {
+    ($taps:expr, |$y:ident, $x:ident| $line:expr) => {
+        match ($taps.outer, $taps.inner) {
+            (2, 2) => {
+                const $y: usize = 2;
+                const $x: usize = 2;
+                $line
+            }
+            (3, 3) => {
+                const $y: usize = 3;
+                const $x: usize = 3;
+                $line
+            }
+            _ => {
+                const $y: usize = 0;
+                const $x: usize = 0;
+                $line
             }
         }
-    }};
+    };
+}
+
+/// The taps of a window, down and across. `Y` and `X` are its shape, or zeros.
+#[inline(always)]
+fn window<const Y: usize, const X: usize>(taps: &Taps) -> (usize, usize) {
+    if Y == 0 { (taps.outer, taps.inner) } else { (Y, X) }
+}
+
+/// What a pool does with its taps.
+trait Fold {
+    const START: f32;
+    unsafe fn fold<V: Vector>(sum: V, x: V) -> V;
+    unsafe fn end<V: Vector>(sum: V, divisor: f32) -> V;
+}
+
+struct Max;
+
+impl Fold for Max {
+    const START: f32 = f32::NEG_INFINITY;
+
+    #[inline(always)]
+    unsafe fn fold<V: Vector>(sum: V, x: V) -> V {
+        // SAFETY: the set is there.
+        unsafe { sum.max_nan(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn end<V: Vector>(sum: V, _: f32) -> V {
+        sum
+    }
+}
+
+struct Average;
+
+impl Fold for Average {
+    const START: f32 = 0.0;
+
+    #[inline(always)]
+    unsafe fn fold<V: Vector>(sum: V, x: V) -> V {
+        // SAFETY: the set is there.
+        unsafe { sum.add(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn end<V: Vector>(sum: V, divisor: f32) -> V {
+        // SAFETY: the set is there.
+        unsafe { sum.div(V::splat(divisor)) }
+    }
 }
 
 /// The maximum over each window.
@@ -266,8 +311,8 @@ macro_rules! pool_line {
 /// As [`PoolFn`].
 #[inline(always)]
 pub(crate) unsafe fn max_line<V: Vector>(d: &PoolArgs) {
-    // SAFETY: channels below the count, in parts at the end.
-    unsafe { pool_line!(d, V, V::splat(f32::NEG_INFINITY), |sum, x| sum.max_nan(x), |sum| sum) }
+    // SAFETY: as the function.
+    unsafe { by_window!(d.taps, |Y, X| fold_line::<V, Max, Y, X>(d)) }
 }
 
 /// The average over each window.
@@ -276,35 +321,98 @@ pub(crate) unsafe fn max_line<V: Vector>(d: &PoolArgs) {
 /// As [`PoolFn`].
 #[inline(always)]
 pub(crate) unsafe fn average_line<V: Vector>(d: &PoolArgs) {
-    // SAFETY: channels below the count, in parts at the end.
-    unsafe { pool_line!(d, V, V::splat(0.0), |sum, x| sum.add(x), |sum| sum.div(V::splat(d.divisor))) }
+    // SAFETY: as the function.
+    unsafe { by_window!(d.taps, |Y, X| fold_line::<V, Average, Y, X>(d)) }
+}
+
+/// # Safety
+/// As [`PoolFn`]; `Y` and `X` are the window's, or zeros.
+#[inline(always)]
+unsafe fn fold_line<V: Vector, F: Fold, const Y: usize, const X: usize>(d: &PoolArgs) {
+    for i in 0..d.count {
+        // SAFETY: channels below the count, in a part at the end.
+        unsafe {
+            let all = usize::MAX;
+            let lanes = V::LANES;
+            let done =
+                blocks!(d.channels, lanes, [4 2 1], |N, c| fold_vectors::<V, F, Y, X, N>(d, i, c, all));
+            if done < d.channels {
+                fold_vectors::<V, F, Y, X, 1>(d, i, done, d.channels - done);
+            }
+        }
+    }
+}
+
+/// Folds the taps of output i over N vectors of channels from `channel` on, of which `left` channels exist.
+///
+/// # Safety
+/// As [`PoolFn`]; output and channels exist; where `left` is less than N vectors, N is 1.
+#[inline(always)]
+unsafe fn fold_vectors<V: Vector, F: Fold, const Y: usize, const X: usize, const N: usize>(
+    d: &PoolArgs,
+    i: usize,
+    channel: usize,
+    left: usize,
+) {
+    // SAFETY: as the function.
+    unsafe {
+        let whole = left >= N * V::LANES;
+        let from = d.x.add(i * d.x_step + channel);
+        let mut sums = [V::splat(F::START); N];
+        let (down, along) = window::<Y, X>(&d.taps);
+        for outer in 0..down {
+            for inner in 0..along {
+                let from = from.add(outer * d.taps.outer_a + inner * d.taps.inner_a);
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    let at = from.add(j * V::LANES);
+                    *sum = F::fold(*sum, if whole { V::load(at) } else { V::load_first(at, left) });
+                }
+            }
+        }
+        let to = d.out.add(i * d.out_step + channel);
+        for (j, sum) in sums.iter().enumerate() {
+            let result = F::end(*sum, d.divisor);
+            if whole { result.store(to.add(j * V::LANES)) } else { result.store_part(to, left) }
+        }
+    }
 }
 
 /// The maximum of bytes over each window.
 ///
 /// # Safety
-/// As [`PoolFn`].
+/// As [`QPoolFn`].
 #[inline(always)]
 pub(crate) unsafe fn max_bytes_line<S: Simd>(d: &QPoolArgs) {
-    let lanes = <S::V as Vector>::LANES;
+    // SAFETY: as the function.
+    unsafe {
+        if d.signed {
+            by_window!(d.taps, |Y, X| max_bytes_outputs::<S, true, Y, X>(d));
+        } else {
+            by_window!(d.taps, |Y, X| max_bytes_outputs::<S, false, Y, X>(d));
+        }
+    }
+}
+
+/// # Safety
+/// As [`QPoolFn`]; `Y` and `X` are the window's, or zeros.
+#[inline(always)]
+unsafe fn max_bytes_outputs<S: Simd, const SIGNED: bool, const Y: usize, const X: usize>(d: &QPoolArgs) {
+    let (down, along) = window::<Y, X>(&d.taps);
     for i in 0..d.count {
-        let mut channel = 0;
-        while channel < d.channels {
-            let n = d.channels - channel;
-            // SAFETY: channels below the count, in parts at the end.
+        for channel in (0..d.channels).step_by(S::B::LANES) {
+            let left = d.channels - channel;
+            // SAFETY: channels below the count, in a part at the end.
             unsafe {
-                let mut most = S::I::splat(if d.signed { -128 } else { 0 });
-                for outer in 0..d.taps.outer {
-                    for inner in 0..d.taps.inner {
-                        let x =
-                            d.x.add(i * d.x_step + outer * d.taps.outer_a + inner * d.taps.inner_a + channel);
-                        let x = if d.signed { S::I::load_s8(x, n) } else { S::I::load_u8(x, n) };
-                        most = most.max(x);
+                let from = d.x.add(i * d.x_step + channel);
+                let mut most = S::B::splat(if SIGNED { 0x80 } else { 0 });
+                for outer in 0..down {
+                    for inner in 0..along {
+                        let x = S::B::load(from.add(outer * d.taps.outer_a + inner * d.taps.inner_a), left);
+                        most = if SIGNED { most.max_signed(x) } else { most.max_unsigned(x) };
                     }
                 }
-                most.store_low_bytes(d.out.add(i * d.out_step + channel), n);
+                most.store(d.out.add(i * d.out_step + channel), left);
             }
-            channel += lanes;
         }
     }
 }

@@ -5,7 +5,7 @@
 #[allow(clippy::wildcard_imports, reason = "intrinsics, by the dozen")]
 use std::arch::x86_64::*;
 
-use crate::simd::{ByteRange, Dot, IntVector, Pair, Simd, Vector};
+use crate::simd::{ByteRange, ByteVector, Dot, IntVector, Pair, Simd, Vector};
 
 /// The set itself.
 pub(crate) struct Avx2;
@@ -14,6 +14,7 @@ impl Simd for Avx2 {
     type V = Y;
     type W = Pair<Y>;
     type I = Yi;
+    type B = Yb;
     type D = Widened;
 }
 
@@ -24,6 +25,57 @@ pub(crate) struct Y(__m256);
 /// 8 lanes of i32.
 #[derive(Clone, Copy)]
 pub(crate) struct Yi(__m256i);
+
+/// 32 lanes of bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Yb(__m256i);
+
+impl ByteVector for Yb {
+    const LANES: usize = 32;
+
+    #[inline(always)]
+    unsafe fn splat(x: u8) -> Self {
+        // SAFETY: AVX2.
+        unsafe { Yb(_mm256_set1_epi8(x as i8)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const u8, n: usize) -> Self {
+        // SAFETY: 32 bytes are read where n allows as many, else the first n.
+        unsafe {
+            if n >= 32 {
+                return Yb(_mm256_loadu_si256(p.cast()));
+            }
+            let all: [u8; 32] = std::array::from_fn(|i| if i < n { p.add(i).read() } else { 0 });
+            Yb(_mm256_loadu_si256(all.as_ptr().cast()))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u8, n: usize) {
+        // SAFETY: 32 bytes are written where n allows as many, else the first n.
+        unsafe {
+            if n >= 32 {
+                return _mm256_storeu_si256(p.cast(), self.0);
+            }
+            let mut all = [0; 32];
+            _mm256_storeu_si256(all.as_mut_ptr().cast(), self.0);
+            all.iter().take(n).enumerate().for_each(|(i, byte)| p.add(i).write(*byte));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn max_unsigned(self, o: Self) -> Self {
+        // SAFETY: AVX2.
+        unsafe { Yb(_mm256_max_epu8(self.0, o.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn max_signed(self, o: Self) -> Self {
+        // SAFETY: AVX2.
+        unsafe { Yb(_mm256_max_epi8(self.0, o.0)) }
+    }
+}
 
 /// A window of 8 of these, starting at `8 - n`, has its first `n` lanes set.
 static FIRST: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -78,6 +130,24 @@ impl Vector for Y {
             // Masked stores are slow on some processors, so the common case goes without.
             if n >= 8 { self.store(p) } else { _mm256_maskstore_ps(p, first(n), self.0) }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn down<const HALF: usize>(self) -> Self {
+        // SAFETY: AVX.
+        unsafe {
+            Y(match HALF {
+                4 => _mm256_permute2f128_ps::<0b01>(self.0, self.0),
+                2 => _mm256_permute_ps::<0b1110>(self.0),
+                _ => _mm256_permute_ps::<0b01>(self.0),
+            })
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        // SAFETY: AVX.
+        unsafe { _mm256_cvtss_f32(self.0) }
     }
 
     #[inline(always)]
@@ -300,12 +370,6 @@ impl IntVector for Yi {
     unsafe fn mul(self, o: Self) -> Self {
         // SAFETY: AVX2.
         unsafe { Yi(_mm256_mullo_epi32(self.0, o.0)) }
-    }
-
-    #[inline(always)]
-    unsafe fn max(self, o: Self) -> Self {
-        // SAFETY: AVX2.
-        unsafe { Yi(_mm256_max_epi32(self.0, o.0)) }
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 #[allow(clippy::wildcard_imports, reason = "intrinsics, by the dozen")]
 use std::arch::x86_64::*;
 
-use crate::simd::{ByteRange, Dot, IntVector, Simd, Vector};
+use crate::simd::{ByteRange, ByteVector, Dot, IntVector, Simd, Vector};
 
 /// The set itself.
 pub(crate) struct Avx512;
@@ -12,6 +12,7 @@ impl Simd for Avx512 {
     type V = Z;
     type W = Z;
     type I = Zi;
+    type B = Zb;
     type D = Widened;
 }
 
@@ -22,6 +23,7 @@ impl Simd for Avx512Vnni {
     type V = Z;
     type W = Z;
     type I = Zi;
+    type B = Zb;
     type D = Vnni;
 }
 
@@ -32,6 +34,58 @@ pub(crate) struct Z(__m512);
 /// 16 lanes of i32.
 #[derive(Clone, Copy)]
 pub(crate) struct Zi(__m512i);
+
+/// 64 lanes of bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Zb(__m512i);
+
+impl ByteVector for Zb {
+    const LANES: usize = 64;
+
+    #[inline(always)]
+    unsafe fn splat(x: u8) -> Self {
+        // SAFETY: AVX-512.
+        unsafe { Zb(_mm512_set1_epi8(x as i8)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const u8, n: usize) -> Self {
+        // SAFETY: 64 bytes are read where n allows as many; otherwise a masked load touches the first n alone.
+        unsafe {
+            if n >= 64 {
+                Zb(_mm512_loadu_si512(p.cast()))
+            } else {
+                Zb(_mm512_maskz_loadu_epi8((1 << n) - 1, p.cast()))
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u8, n: usize) {
+        // SAFETY: no more than n bytes are written. Masked byte stores are slow on some processors, so the
+        // common cases go without.
+        unsafe {
+            match n {
+                64.. => _mm512_storeu_si512(p.cast(), self.0),
+                32 => _mm256_storeu_si256(p.cast(), _mm512_castsi512_si256(self.0)),
+                16 => _mm_storeu_si128(p.cast(), _mm512_castsi512_si128(self.0)),
+                _ => _mm512_mask_storeu_epi8(p.cast(), (1 << n) - 1, self.0),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn max_unsigned(self, o: Self) -> Self {
+        // SAFETY: AVX-512 BW.
+        unsafe { Zb(_mm512_max_epu8(self.0, o.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn max_signed(self, o: Self) -> Self {
+        // SAFETY: AVX-512 BW.
+        unsafe { Zb(_mm512_max_epi8(self.0, o.0)) }
+    }
+}
 
 /// The mask of the first `min(n, 16)` lanes.
 #[inline(always)]
@@ -71,6 +125,25 @@ impl Vector for Z {
         // SAFETY: 16 values are written where n allows as many; otherwise a masked store touches the first n
         // alone.
         unsafe { if n >= 16 { self.store(p) } else { _mm512_mask_storeu_ps(p, first(n), self.0) } }
+    }
+
+    #[inline(always)]
+    unsafe fn down<const HALF: usize>(self) -> Self {
+        // SAFETY: AVX-512.
+        unsafe {
+            Z(match HALF {
+                8 => _mm512_shuffle_f32x4::<0b1110>(self.0, self.0),
+                4 => _mm512_shuffle_f32x4::<0b01>(self.0, self.0),
+                2 => _mm512_permute_ps::<0b1110>(self.0),
+                _ => _mm512_permute_ps::<0b01>(self.0),
+            })
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        // SAFETY: AVX-512.
+        unsafe { _mm512_cvtss_f32(self.0) }
     }
 
     #[inline(always)]
@@ -275,12 +348,6 @@ impl IntVector for Zi {
     unsafe fn mul(self, o: Self) -> Self {
         // SAFETY: AVX-512.
         unsafe { Zi(_mm512_mullo_epi32(self.0, o.0)) }
-    }
-
-    #[inline(always)]
-    unsafe fn max(self, o: Self) -> Self {
-        // SAFETY: AVX-512.
-        unsafe { Zi(_mm512_max_epi32(self.0, o.0)) }
     }
 
     #[inline(always)]
