@@ -35,6 +35,7 @@ impl<T> Walk<T> {
 
 /// The same pointer, of which the compiler knows nothing: it cannot derive it from another one.
 #[inline(always)]
+#[cfg_attr(not(miri), expect(clippy::pointers_in_nomem_asm_block, reason = "nothing is reached through it"))]
 fn opaque<T>(p: *const T) -> *const T {
     #[cfg(not(miri))]
     {

@@ -151,7 +151,6 @@ pub(crate) unsafe fn tile<V: Vector, const MR: usize, const NV: usize>(t: &TileA
 /// # Safety
 /// As [`TileFn`].
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "plain indices are what the compiler keeps in registers")]
 unsafe fn products<V: Vector, const MR: usize, const NV: usize, const AHEAD: bool>(
     t: &TileArgs,
     start: [[V; NV]; MR],

@@ -128,7 +128,6 @@ pub(crate) unsafe fn qtile<S: Simd, const MR: usize, const NV: usize>(t: &QTileA
 /// # Safety
 /// As [`QTileFn`].
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "plain indices are what the compiler keeps in registers")]
 unsafe fn products<S: Simd, const MR: usize, const NV: usize, const FLIP: bool>(
     t: &QTileArgs,
     starts: [S::I; NV],
@@ -195,7 +194,7 @@ unsafe fn products<S: Simd, const MR: usize, const NV: usize, const FLIP: bool>(
 /// # Safety
 /// As [`QTileFn`].
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "as in `products`")]
+#[expect(clippy::needless_range_loop, reason = "plain indices are what the compiler keeps in registers")]
 unsafe fn starts<S: Simd, const NV: usize>(t: &QTileArgs) -> [S::I; NV] {
     // SAFETY: offsets exist for `cols` columns.
     unsafe {
@@ -218,7 +217,7 @@ unsafe fn starts<S: Simd, const NV: usize>(t: &QTileArgs) -> [S::I; NV] {
 /// # Safety
 /// As [`QTileFn`]; results are bytes, without row terms, and all columns are there.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "as in `products`")]
+#[expect(clippy::needless_range_loop, reason = "plain indices are what the compiler keeps in registers")]
 unsafe fn whole_bytes<S: Simd, const MR: usize, const NV: usize>(t: &QTileArgs, acc: [[S::I; NV]; MR]) {
     let QOut::Bytes { out, row, scale, each, to } = t.out else { return };
     let lanes = <S::V as Vector>::LANES;
