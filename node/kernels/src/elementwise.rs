@@ -131,9 +131,22 @@ pub enum Operand<'a> {
 /// A map's kernel.
 ///
 /// # Safety
-/// `n` values may be read at the first pointer and written at the second; the two are equal or apart; the
-/// instruction set is there.
-pub(crate) type MapFn = unsafe fn(*const f32, *mut f32, usize, &[f32; 2]);
+/// All that the arguments describe may be read and written; the instruction set is there.
+pub(crate) type MapFn = unsafe fn(&MapArgs);
+
+/// Rows that a map is applied to. A tile's rows are short, and so come together: what the function starts with,
+/// such as its constants, is read once.
+#[derive(Clone, Copy)]
+pub(crate) struct MapArgs {
+    pub(crate) x: *const f32,
+    /// Equal to x, or apart.
+    pub(crate) y: *mut f32,
+    /// From a row to the next, of both.
+    pub(crate) stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) with: [f32; 2],
+}
 
 /// A zip's kernel: a, b, out, n, and whether a and b move on with out.
 ///
@@ -157,14 +170,14 @@ impl UnaryKernel {
     pub fn run(&self, x: &[f32], y: &mut [f32]) {
         assert_eq!(x.len(), y.len(), "operand and result are of equal length");
         // SAFETY: both are x.len() long, and apart.
-        unsafe { (self.map)(x.as_ptr(), y.as_mut_ptr(), x.len(), &self.with) }
+        unsafe { self.apply(x.as_ptr(), y.as_mut_ptr(), 0, 1, x.len()) }
     }
 
     /// `x = f(x)`.
     pub fn run_in_place(&self, x: &mut [f32]) {
         let (n, at) = (x.len(), x.as_mut_ptr());
         // SAFETY: n values, read and written through the same pointer.
-        unsafe { (self.map)(at, at, n, &self.with) }
+        unsafe { self.apply(at, at, 0, 1, n) }
     }
 
     /// `x = f(x)` for `rows` rows of `cols`, `stride` apart.
@@ -172,10 +185,15 @@ impl UnaryKernel {
     /// # Safety
     /// All of these may be read and written.
     pub(crate) unsafe fn rows_in_place(&self, x: *mut f32, stride: usize, rows: usize, cols: usize) {
-        for r in 0..rows {
-            // SAFETY: row r is one of them.
-            unsafe { (self.map)(x.add(r * stride), x.add(r * stride), cols, &self.with) }
-        }
+        // SAFETY: as the function; read and written through the same pointer.
+        unsafe { self.apply(x, x, stride, rows, cols) }
+    }
+
+    /// # Safety
+    /// As [`MapFn`].
+    unsafe fn apply(&self, x: *const f32, y: *mut f32, stride: usize, rows: usize, cols: usize) {
+        // SAFETY: as the function; the table came from `Kernels::of`.
+        unsafe { (self.map)(&MapArgs { x, y, stride, rows, cols, with: self.with }) }
     }
 }
 
@@ -254,23 +272,26 @@ pub(crate) trait Zip {
     unsafe fn zip<V: Vector>(a: V, b: V) -> V;
 }
 
-/// Applies `F` over a slice.
+/// Applies `F` over rows.
 ///
 /// # Safety
 /// As [`MapFn`].
 #[inline(always)]
-pub(crate) unsafe fn map<S: Simd, F: Map>(x: *const f32, y: *mut f32, n: usize, with: &[f32; 2]) {
-    // SAFETY: vectors within n, and a part at the end.
+pub(crate) unsafe fn map<S: Simd, F: Map>(t: &MapArgs) {
+    let lanes = S::V::LANES;
+    // SAFETY: vectors within the columns of each row, and a part at the end.
     unsafe {
-        let lanes = S::V::LANES;
-        let with = [S::V::splat(with[0]), S::V::splat(with[1])];
-        let mut i = 0;
-        while i + lanes <= n {
-            F::map(S::V::load(x.add(i)), with).store(y.add(i));
-            i += lanes;
-        }
-        if i < n {
-            F::map(S::V::load_first(x.add(i), n - i), with).store_part(y.add(i), n - i);
+        let with = [S::V::splat(t.with[0]), S::V::splat(t.with[1])];
+        for r in 0..t.rows {
+            let (x, y) = (t.x.add(r * t.stride), t.y.add(r * t.stride));
+            let mut i = 0;
+            while i + lanes <= t.cols {
+                F::map(S::V::load(x.add(i)), with).store(y.add(i));
+                i += lanes;
+            }
+            if i < t.cols {
+                F::map(S::V::load_first(x.add(i), t.cols - i), with).store_part(y.add(i), t.cols - i);
+            }
         }
     }
 }

@@ -267,7 +267,7 @@ macro_rules! entries {
                 DepthwiseArgs, PoolArgs, QDepthwiseArgs, QPoolArgs, average_line, depthwise, max_bytes_line, max_line,
                 qdepthwise,
             };
-            use crate::elementwise::{Map, Zip, map, zip};
+            use crate::elementwise::{Map, MapArgs, Zip, map, zip};
             use crate::gemm::tile::{TileArgs, Tiles, tile};
             use crate::norm::{Moments, NormArgs, norm};
             use crate::quantize::{Quantization, dequantize, quantize};
@@ -312,10 +312,7 @@ macro_rules! entries {
             };
 
             entry!([$($feature)?] tile_entry [const MR: usize, const NV: usize] (t: &TileArgs), tile::<V, MR, NV>);
-            entry!(
-                [$($feature)?] map_entry [F: Map] (x: *const f32, y: *mut f32, n: usize, with: &[f32; 2]),
-                map::<S, F>
-            );
+            entry!([$($feature)?] map_entry [F: Map] (t: &MapArgs), map::<S, F>);
             entry!(
                 [$($feature)?] zip_entry [F: Zip]
                 (a: *const f32, b: *const f32, out: *mut f32, n: usize, rows: [bool; 2]),
