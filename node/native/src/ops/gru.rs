@@ -1,5 +1,5 @@
-//! `GRU` with constant weights and the usual activations, on the kernels: the inputs' part of all steps is
-//! one product, the recurrent part two products per step over the whole batch.
+//! `GRU` with constant weights and the usual activations, on the kernels: the inputs' part of a run of steps
+//! is one product, the recurrent part two products per step over the whole batch.
 //!
 //! Each sum is made as [`super::rnn`] makes it, so results have the same bits: the input's part with its
 //! bias, plus the recurrent part with its bias.
@@ -12,7 +12,7 @@ use super::Target;
 use super::fact::Facts;
 use super::kernel::Lowered;
 use super::lstm::{packed_directions, part};
-use super::rnn::{Activation, Cell, Rnn, Sizes, sizes};
+use super::rnn::{Activation, Cell, Rnn, Sizes, in_order, sizes};
 use crate::error::OpError;
 use crate::plan::pack::PackedBuf;
 
@@ -93,15 +93,15 @@ struct Step<'a> {
 
 impl Plan {
     fn gemm_scratch(&self) -> usize {
-        let rows = self.s.length * self.s.batch;
+        let rows = self.s.steps_at_once() * self.s.batch;
         let steps = self.gates.scratch_len(self.s.batch).max(self.candidate.scratch_len(self.s.batch));
         self.input.scratch_len(rows).max(steps)
     }
 
-    /// Gates of all steps, biases, a step's values, and what the products want.
+    /// Gates of a run of steps, biases, a step's values, and what the products want.
     fn scratch(&self) -> usize {
-        let Sizes { length, batch, hidden, .. } = self.s;
-        (3 * length * batch + 6 + 5 * batch) * hidden + self.gemm_scratch()
+        let Sizes { batch, hidden, .. } = self.s;
+        (3 * self.s.steps_at_once() * batch + 6 + 5 * batch) * hidden + self.gemm_scratch()
     }
 
     fn direction(
@@ -112,9 +112,9 @@ impl Plan {
         last: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let Sizes { length, batch, hidden, directions, features } = self.s;
+        let Sizes { batch, hidden, directions, features, .. } = self.s;
         let (width, state) = (3 * hidden, batch * hidden);
-        let (gates, rest) = scratch.split_at_mut(length * batch * width);
+        let (gates, rest) = scratch.split_at_mut(self.s.steps_at_once() * batch * width);
         let (bias, rest) = rest.split_at_mut(2 * width);
         let (step_gates, rest) = rest.split_at_mut(2 * state);
         let (candidate, rest) = rest.split_at_mut(state);
@@ -130,21 +130,24 @@ impl Plan {
             Some(from) => h.copy_from_slice(from),
             None => h.fill(0.0),
         }
-        let weights = part(&self.input_weights, d, self.input.packed_len());
+        let input = part(&self.input_weights, d, self.input.packed_len());
         let epilogue = Epilogue { bias: Some(input_bias), ..Epilogue::default() };
-        let rows = RowsMut { data: &mut *gates, stride: width };
-        let x = Matrix::dense(inputs.x, features);
-        self.input.run(length * batch, x, weights, rows, &epilogue, products);
         let each = self.gates.packed_len() + self.candidate.packed_len();
         let weights = part(&self.state_weights, d, each).split_at(self.gates.packed_len());
         let mut step = Step { gates: step_gates, candidate, part: part_of, h, products };
-        for number in 0..length {
-            let t = if self.backwards[d] { length - 1 - number } else { number };
-            let sums = &gates[t * batch * width..(t + 1) * batch * width];
-            self.step(sums, weights, state_bias, &mut step);
-            let to = (t * directions + d) * state;
-            if let Some(out) = all.get_mut(to..to + state) {
-                out.copy_from_slice(step.h);
+        let backwards = self.backwards[d];
+        for run in self.s.runs(backwards) {
+            let first = run.start;
+            let x = Matrix::dense(&inputs.x[first * batch * features..], features);
+            let rows = RowsMut { data: &mut *gates, stride: width };
+            self.input.run(run.len() * batch, x, input, rows, &epilogue, step.products);
+            for t in in_order(run, backwards) {
+                let sums = &gates[(t - first) * batch * width..(t + 1 - first) * batch * width];
+                self.step(sums, weights, state_bias, &mut step);
+                let to = (t * directions + d) * state;
+                if let Some(out) = all.get_mut(to..to + state) {
+                    out.copy_from_slice(step.h);
+                }
             }
         }
         if let Some(out) = last.get_mut(block) {

@@ -1,5 +1,5 @@
-//! `LSTM` with constant weights and the usual activations, on the kernels: the inputs' part of all steps is
-//! one product, the recurrent part one product per step over the whole batch.
+//! `LSTM` with constant weights and the usual activations, on the kernels: the inputs' part of a run of steps
+//! is one product, the recurrent part one product per step over the whole batch.
 //!
 //! Order: the gates' chain goes over the input, then biases, then the state; a row's bits do not depend on
 //! the batch.
@@ -11,7 +11,7 @@ use roost_kernels::{Activation as Last, Epilogue, Gemm, Matrix, RowsMut};
 use super::Target;
 use super::fact::{Fact, Facts};
 use super::kernel::Lowered;
-use super::rnn::{Activation, Cell, Rnn, Sizes, sizes};
+use super::rnn::{Activation, Cell, Rnn, Sizes, in_order, sizes};
 use crate::error::OpError;
 use crate::plan::pack::{Layout, PackedBuf, packed};
 
@@ -128,13 +128,16 @@ struct Plan {
 
 impl Plan {
     fn gemm_scratch(&self) -> usize {
-        self.input.scratch_len(self.s.length * self.s.batch).max(self.state.scratch_len(self.s.batch))
+        self.input
+            .scratch_len(self.s.steps_at_once() * self.s.batch)
+            .max(self.state.scratch_len(self.s.batch))
     }
 
-    /// Gates of all steps, the sum of the biases, states and cells of the batch, and what the products want.
+    /// Gates of a run of steps, the sum of the biases, states and cells of the batch, and what the products want.
     fn scratch(&self) -> usize {
         let width = 4 * self.s.hidden;
-        self.s.length * self.s.batch * width + width + 2 * self.s.batch * self.s.hidden + self.gemm_scratch()
+        let rows = self.s.steps_at_once() * self.s.batch;
+        rows * width + width + 2 * self.s.batch * self.s.hidden + self.gemm_scratch()
     }
 
     fn direction(
@@ -146,9 +149,9 @@ impl Plan {
         last_cell: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let Sizes { length, batch, hidden, directions, features } = self.s;
+        let Sizes { batch, hidden, directions, features, .. } = self.s;
         let width = 4 * hidden;
-        let (gates, rest) = scratch.split_at_mut(length * batch * width);
+        let (gates, rest) = scratch.split_at_mut(self.s.steps_at_once() * batch * width);
         let (bias, rest) = rest.split_at_mut(width);
         let (h, rest) = rest.split_at_mut(batch * hidden);
         let (c, products) = rest.split_at_mut(batch * hidden);
@@ -167,28 +170,31 @@ impl Plan {
         let state = part(&self.state_weights, d, self.state.packed_len());
         let epilogue =
             Epilogue { bias: Some(bias), residual: None, activation: Last::None, accumulate: false };
-        let rows = RowsMut { data: &mut *gates, stride: width };
-        let x = Matrix::dense(inputs.x, features);
-        self.input.run(length * batch, x, input, rows, &epilogue, products);
+        let more = Epilogue { bias: None, residual: None, activation: Last::None, accumulate: true };
         let peephole = inputs.peephole.get(d * 3 * hidden..(d + 1) * 3 * hidden);
-        for step in 0..length {
-            let t = if self.backwards[d] { length - 1 - step } else { step };
-            let gates = &mut gates[t * batch * width..(t + 1) * batch * width];
-            let more = Epilogue { bias: None, residual: None, activation: Last::None, accumulate: true };
+        let backwards = self.backwards[d];
+        for run in self.s.runs(backwards) {
+            let first = run.start;
+            let x = Matrix::dense(&inputs.x[first * batch * features..], features);
             let rows = RowsMut { data: &mut *gates, stride: width };
-            self.state.run(batch, Matrix::dense(h, hidden), state, rows, &more, products);
-            for b in 0..batch {
-                let row = b * hidden..(b + 1) * hidden;
-                self.kernels.lstm_cell(
-                    &gates[b * width..(b + 1) * width],
-                    peephole,
-                    &mut c[row.clone()],
-                    &mut h[row],
-                );
-            }
-            let to = (t * directions + d) * batch * hidden;
-            if let Some(out) = all.get_mut(to..to + batch * hidden) {
-                out.copy_from_slice(h);
+            self.input.run(run.len() * batch, x, input, rows, &epilogue, products);
+            for t in in_order(run, backwards) {
+                let gates = &mut gates[(t - first) * batch * width..(t + 1 - first) * batch * width];
+                let rows = RowsMut { data: &mut *gates, stride: width };
+                self.state.run(batch, Matrix::dense(h, hidden), state, rows, &more, products);
+                for b in 0..batch {
+                    let row = b * hidden..(b + 1) * hidden;
+                    self.kernels.lstm_cell(
+                        &gates[b * width..(b + 1) * width],
+                        peephole,
+                        &mut c[row.clone()],
+                        &mut h[row],
+                    );
+                }
+                let to = (t * directions + d) * batch * hidden;
+                if let Some(out) = all.get_mut(to..to + batch * hidden) {
+                    out.copy_from_slice(h);
+                }
             }
         }
         for (from, to) in [(h, last), (c, last_cell)] {

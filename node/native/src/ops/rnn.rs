@@ -4,6 +4,8 @@
 //! A gate's sum is one chain: the input's part over its features ascending, then bias, then the recurrent
 //! part.
 
+use std::ops::Range;
+
 use super::fact::{Facts, Out};
 use super::kernel::Lowered;
 use crate::error::OpError;
@@ -163,6 +165,30 @@ pub fn sizes(ins: Facts<'_>, rnn: &Rnn) -> Result<Sizes, OpError> {
         return Err(OpError::Shape("one sequence length per batch row".into()));
     }
     Ok(Sizes { length, batch, features, hidden, directions })
+}
+
+impl Sizes {
+    /// Steps whose inputs' part is computed by one product: together they have rows enough for its tiles, and
+    /// what they give is still in the caches when each step adds to it.
+    pub fn steps_at_once(&self) -> usize {
+        const ROWS: usize = 64;
+        (ROWS / self.batch.max(1)).clamp(1, self.length.max(1))
+    }
+
+    /// The runs of so many steps, in the order in which a direction takes them; those of each run ascend.
+    pub fn runs(&self, backwards: bool) -> impl Iterator<Item = Range<usize>> {
+        let (length, run) = (self.length, self.steps_at_once());
+        (0..length).step_by(run).map(move |done| {
+            let end = length.min(done + run);
+            if backwards { length - end..length - done } else { done..end }
+        })
+    }
+}
+
+/// A run of steps in the order in which a direction takes them.
+pub fn in_order(run: Range<usize>, backwards: bool) -> impl Iterator<Item = usize> {
+    let Range { start, end } = run;
+    (start..end).map(move |t| if backwards { start + (end - 1 - t) } else { t })
 }
 
 /// Outputs: all states, the last state, and for LSTM the last cell.
