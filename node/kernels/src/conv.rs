@@ -11,11 +11,13 @@ mod depthwise;
 mod float;
 mod int;
 mod pool;
+mod pooled;
 mod shape;
 
 pub use float::{Conv, ConvInput};
 pub use int::{QConv, QWeights};
 pub use pool::{Pool, PoolKind};
+pub use pooled::ConvPool;
 pub use shape::{ConvShape, ShapeError, Window};
 
 pub(crate) use depthwise::{DepthwiseArgs, DepthwiseFn, QDepthwiseArgs, QDepthwiseFn, depthwise, qdepthwise};

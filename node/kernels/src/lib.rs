@@ -49,7 +49,7 @@ mod x86;
 #[cfg(test)]
 mod test;
 
-pub use conv::{Conv, ConvInput, ConvShape, Pool, PoolKind, QConv, QWeights, ShapeError, Window};
+pub use conv::{Conv, ConvInput, ConvPool, ConvShape, Pool, PoolKind, QConv, QWeights, ShapeError, Window};
 pub use elementwise::{Binary, BinaryKernel, Operand, Unary, UnaryKernel};
 pub use gemm::{Activation, Epilogue, Gemm, Matrix, Rows, RowsMut};
 pub use isa::{Features, Isa, IsaError};

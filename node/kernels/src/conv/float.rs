@@ -1,5 +1,7 @@
 //! Convolution in f32: dense and grouped on the GEMM's tiles, depthwise on a kernel of its own.
 
+use std::ops::Range;
+
 use crate::conv::depthwise::DepthwiseArgs;
 use crate::conv::shape::{Along, Line, Span, across, chunks, lines};
 use crate::conv::{ConvShape, ShapeError};
@@ -75,7 +77,7 @@ impl Conv {
             return Some(self.gemm().tile(images * self.shape.pixels()));
         }
         let tiles = self.kernels.tiles();
-        let together = chunks(&self.shape, images, self.output[0], size_of::<f32>()).next();
+        let together = chunks(&self.shape, 0..images, 0..self.output[0], size_of::<f32>()).next();
         let together = together.map_or(0, |chunk| chunk.images.len());
         let (w, _) = width_at(tiles, self.widest(together), self.shape.filters / self.shape.groups);
         let longest = self.shape.longest_line(self.output);
@@ -209,11 +211,34 @@ impl Conv {
         epilogue: &Epilogue<'_>,
         scratch: &mut [f32],
     ) {
+        let height = self.output[0];
+        self.run_part(0..images, 0..height, input, packed, out, epilogue, scratch);
+    }
+
+    /// Convolves for some rows of the output of some images; of more than one image, all rows. `out` and a
+    /// residual have these rows alone.
+    ///
+    /// # Panics
+    /// When a slice is shorter than its shape and strides say.
+    #[expect(clippy::too_many_arguments, reason = "the operands, and which part of them")]
+    pub(crate) fn run_part(
+        &self,
+        images: Range<usize>,
+        part: Range<usize>,
+        input: ConvInput<'_>,
+        packed: &[f32],
+        out: RowsMut<'_>,
+        epilogue: &Epilogue<'_>,
+        scratch: &mut [f32],
+    ) {
         let shape = &self.shape;
+        let [height, width] = self.output;
         assert_eq!(packed.len(), self.packed_len(), "the packed weights' length");
         assert!(!epilogue.accumulate, "a convolution starts from 0");
-        let pixels = images.checked_mul(shape.pixels()).expect("images fit the address space");
-        let rows = images.checked_mul(self.output[0] * self.output[1]).expect("images fit the address space");
+        assert!(part.end <= height && (images.len() <= 1 || part == (0..height)), "rows of the output");
+        let pixels = images.end.checked_mul(shape.pixels()).expect("images fit the address space");
+        let rows = images.len().checked_mul(part.len() * width).expect("images fit the address space");
+        let skip = (images.start * height + part.start) * width;
         out.check(rows, shape.filters);
         assert!(
             epilogue.bias.is_none_or(|bias| bias.len() == shape.filters),
@@ -230,8 +255,9 @@ impl Conv {
                 );
                 assert!(pixels <= 1 || pixel >= shape.channels, "the input's pixels overlap");
                 if self.as_gemm().is_some() {
+                    let data = data.get(skip * pixel..).unwrap_or_default();
                     let a = Matrix { data, row: pixel, col: 1 };
-                    return self.gemm().run(pixels, a, packed, out, epilogue, scratch);
+                    return self.gemm().run(rows, a, packed, out, epilogue, scratch);
                 }
                 let row = shape.x.size * pixel;
                 (data, Strides { image: shape.y.size * row, row, pixel, channel: 1 })
@@ -255,6 +281,8 @@ impl Conv {
         let job = Job {
             conv: self,
             images,
+            part,
+            skip,
             data,
             strides,
             packed,
@@ -307,7 +335,11 @@ struct Panel {
 /// A convolution under way.
 struct Job<'a> {
     conv: &'a Conv,
-    images: usize,
+    images: Range<usize>,
+    /// Rows of the output.
+    part: Range<usize>,
+    /// Pixels of the output before these.
+    skip: usize,
     data: &'a [f32],
     strides: Strides,
     packed: &'a [f32],
@@ -321,14 +353,14 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Element offset of the first tap within the image, and output row, of an output.
+    /// Element offset of the first tap within the image, and the pixel of `out`, of an output.
     fn place(&self, image: usize, line: &Line, taps: [usize; 2]) -> (usize, usize) {
         let shape = &self.conv.shape;
         let from = image * self.strides.image
             + shape.y.input(line.y, taps[0]) * self.strides.row
             + shape.x.input(line.x, taps[1]) * self.strides.pixel;
         let [height, width] = self.conv.output;
-        (from, (image * height + line.y) * width + line.x)
+        (from, (image * height + line.y) * width + line.x - self.skip)
     }
 
     /// From an output of a line to the next: elements of the input, rows of the output.
@@ -350,8 +382,8 @@ impl Job<'_> {
         let k = shape.taps() * depth;
         // A row of taps is one run where pixels lie without gaps.
         let merge = shape.x.dilation == 1 && self.strides.channel == 1 && self.strides.pixel == depth;
-        let [height, width] = self.conv.output;
-        for chunk in chunks(shape, self.images, height, size_of::<f32>()) {
+        let width = self.conv.output[1];
+        for chunk in chunks(shape, self.images.clone(), self.part.clone(), size_of::<f32>()) {
             let images = chunk.images.len();
             let planned = self.conv.widest(images);
             for group in 0..shape.groups {
@@ -485,8 +517,8 @@ impl Job<'_> {
     unsafe fn depthwise(&self) {
         let shape = &self.conv.shape;
         let channels = shape.channels;
-        for image in 0..self.images {
-            for y in shape.y.spans(0..self.conv.output[0]) {
+        for image in self.images.clone() {
+            for y in shape.y.spans(self.part.clone()) {
                 for x in shape.x.spans(0..self.conv.output[1]) {
                     for line in lines(y, x, None) {
                         let (from, to) = self.place(image, &line, [y.low, x.low]);

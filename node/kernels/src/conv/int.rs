@@ -59,7 +59,8 @@ impl QConv {
         let pointwise = self.shape.is_pointwise() && self.shape.groups == 1;
         let line = self.shape.longest_line(self.output);
         let square = Span { first: 0, end: line, low: 0, high: 0 };
-        let together = chunks(&self.shape, images, self.output[0], 1).next().map_or(0, |c| c.images.len());
+        let together =
+            chunks(&self.shape, 0..images, 0..self.output[0], 1).next().map_or(0, |c| c.images.len());
         let longest = match () {
             () if pointwise => images * self.shape.pixels(),
             () if across(square, square, together) => together,
@@ -228,7 +229,7 @@ impl QConv {
             }
             return;
         }
-        for chunk in chunks(shape, images, self.output[0], 1) {
+        for chunk in chunks(shape, 0..images, 0..self.output[0], 1) {
             for y in shape.y.spans(chunk.rows.clone()) {
                 for x in shape.x.spans(0..self.output[1]) {
                     self.fold(sums, [y.low, y.high], [x.low, x.high], zero, bias, offsets);

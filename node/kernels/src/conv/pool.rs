@@ -2,6 +2,8 @@
 //!
 //! Vectors run across channels; taps are taken in order (ky, kx), those in the padding are skipped.
 
+use std::ops::Range;
+
 use crate::conv::shape::{Along, lines};
 use crate::conv::{ShapeError, Window};
 use crate::gemm::tile::Taps;
@@ -54,6 +56,16 @@ impl Kernels {
     }
 }
 
+/// Some rows of the output of some images.
+struct Part {
+    images: usize,
+    rows: Range<usize>,
+    /// Pixels of the input before those at hand.
+    skip_in: usize,
+    /// Pixels of the output before those at hand.
+    skip_out: usize,
+}
+
 /// A line's kernel.
 ///
 /// # Safety
@@ -96,6 +108,11 @@ impl Pool {
         self.output
     }
 
+    /// Rows and columns of the input.
+    pub fn input(&self) -> [usize; 2] {
+        [self.y.size, self.x.size]
+    }
+
     /// Pools images `[images · height · width, channels]` into `[images · height · width, channels]` of the
     /// output.
     ///
@@ -105,13 +122,53 @@ impl Pool {
         let (pixels, rows) = self.counts(images);
         input.check(pixels, channels);
         out.check(rows, channels);
+        self.floats(&self.whole(images), channels, input, out);
+    }
+
+    /// The rows of the input that some rows of the output are taken from.
+    pub(crate) fn rows_read(&self, rows: Range<usize>) -> Range<usize> {
+        let Window { size, kernel, stride, dilation, before, .. } = self.y;
+        let first = (rows.start * stride).saturating_sub(before).min(size);
+        let end = match rows.end.checked_sub(1) {
+            Some(last) => (last * stride + (kernel - 1) * dilation + 1).saturating_sub(before).min(size),
+            None => 0,
+        };
+        first..end.max(first)
+    }
+
+    /// The most rows of the input that so many rows of the output, one after the other, are taken from.
+    pub(crate) fn rows_read_most(&self, rows: usize) -> usize {
+        let Window { kernel, stride, dilation, .. } = self.y;
+        rows.saturating_sub(1) * stride + (kernel - 1) * dilation + 1
+    }
+
+    /// Rows of the output of one image, from those rows of the input that [`Self::rows_read`] says.
+    ///
+    /// # Panics
+    /// When a slice is shorter than these rows.
+    pub(crate) fn run_rows(&self, rows: Range<usize>, channels: usize, input: Rows<'_>, out: RowsMut<'_>) {
+        let read = self.rows_read(rows.clone());
+        assert!(rows.end <= self.output[0], "rows of the output");
+        input.check(read.len() * self.x.size, channels);
+        out.check(rows.len() * self.output[1], channels);
+        let part = Part {
+            images: 1,
+            skip_in: read.start * self.x.size,
+            skip_out: rows.start * self.output[1],
+            rows,
+        };
+        self.floats(&part, channels, input, out);
+    }
+
+    /// Slices were checked.
+    fn floats(&self, part: &Part, channels: usize, input: Rows<'_>, out: RowsMut<'_>) {
         let RowsMut { data, stride } = out;
         let start = data.as_mut_ptr();
         let kernel = match self.kind {
             PoolKind::Max => self.kernels.max_pool_fn(),
             PoolKind::Average | PoolKind::AverageWithPadding => self.kernels.average_pool_fn(),
         };
-        self.lines(images, input.stride, |taps, valid, count, from, to, step_in, step_out| {
+        self.lines(part, input.stride, |taps, valid, count, from, to, step_in, step_out| {
             let divisor = match self.kind {
                 PoolKind::AverageWithPadding => self.y.kernel * self.x.kernel,
                 PoolKind::Max | PoolKind::Average => valid,
@@ -126,7 +183,7 @@ impl Pool {
                 out_step: step_out * stride,
                 divisor: divisor as f32,
             };
-            // SAFETY: the slices were checked above, `out` is borrowed mutably, and the line's taps lie
+            // SAFETY: the caller checked the slices, `out` is borrowed mutably, and the line's taps lie
             // within the image.
             unsafe { kernel(&args) }
         });
@@ -155,7 +212,7 @@ impl Pool {
         assert!(rows <= 1 || out_stride >= channels, "the output's pixels overlap");
         let kernel = self.kernels.max_bytes_fn();
         let start = out.as_mut_ptr();
-        self.lines(images, input.stride, |taps, _, count, from, to, step_in, step_out| {
+        self.lines(&self.whole(images), input.stride, |taps, _, count, from, to, step_in, step_out| {
             let args = QPoolArgs {
                 x: input.data.as_ptr().wrapping_add(from),
                 x_step: step_in,
@@ -177,17 +234,22 @@ impl Pool {
         (count(self.y.size * self.x.size), count(self.output[0] * self.output[1]))
     }
 
+    /// All of so many images.
+    fn whole(&self, images: usize) -> Part {
+        Part { images, rows: 0..self.output[0], skip_in: 0, skip_out: 0 }
+    }
+
     /// Calls `each(taps, valid, count, from, to, step_in, step_out)` for each line of each image.
     fn lines(
         &self,
-        images: usize,
+        part: &Part,
         pixel: usize,
         mut each: impl FnMut(Taps, usize, usize, usize, usize, usize, usize),
     ) {
         let [height, width] = self.output;
         let row = self.x.size * pixel;
-        for image in 0..images {
-            for y in self.y.spans(0..height) {
+        for image in 0..part.images {
+            for y in self.y.spans(part.rows.clone()) {
                 for x in self.x.spans(0..width) {
                     let taps = Taps {
                         outer: y.taps(),
@@ -199,10 +261,12 @@ impl Pool {
                         len: 1,
                     };
                     for line in lines(y, x, None) {
-                        let from = image * self.y.size * row
+                        // A window without a tap reads nothing, from wherever that is.
+                        let from = (image * self.y.size * row
                             + self.y.input(line.y, y.low) * row
-                            + self.x.input(line.x, x.low) * pixel;
-                        let to = (image * height + line.y) * width + line.x;
+                            + self.x.input(line.x, x.low) * pixel)
+                            .wrapping_sub(part.skip_in * pixel);
+                        let to = (image * height + line.y) * width + line.x - part.skip_out;
                         let (step_in, step_out) = match line.along {
                             Along::Column => (self.y.stride * row, width),
                             Along::Row => (self.x.stride * pixel, 1),

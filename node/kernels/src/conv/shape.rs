@@ -215,13 +215,13 @@ pub(crate) struct Chunk {
     pub(crate) rows: Range<usize>,
 }
 
-/// The chunks of a convolution; `unit` is the size of an element in bytes.
+/// The chunks of some images and rows of a convolution's output; `unit` is the size of an element in bytes.
 pub(crate) fn chunks(
     shape: &ConvShape,
-    images: usize,
-    rows: usize,
+    images: Range<usize>,
+    rows: Range<usize>,
     unit: usize,
-) -> impl Iterator<Item = Chunk> {
+) -> impl Iterator<Item = Chunk> + use<> {
     // A quarter of a common L2 for what is read; what is written and a panel of weights want room too. Where
     // weights are many, larger chunks read them less often.
     const LEAST_BYTES: usize = 256 << 10;
@@ -230,12 +230,13 @@ pub(crate) fn chunks(
     let bytes = (weights / 4).clamp(LEAST_BYTES, MOST_BYTES);
     let image = shape.pixels() * shape.channels * unit;
     let together = (bytes / image.max(1)).max(1);
-    let height = if image <= bytes { rows } else { (rows * bytes / image).max(4) }.max(1);
-    (0..images).step_by(together).flat_map(move |image| {
-        (0..rows).step_by(height).map(move |row| Chunk {
-            images: image..images.min(image + together),
-            rows: row..rows.min(row + height),
-        })
+    let all = shape.y.outputs().unwrap_or(rows.len());
+    let height = if image <= bytes { all } else { (all * bytes / image).max(4) }.max(1);
+    images.clone().step_by(together).flat_map(move |image| {
+        let end = images.end.min(image + together);
+        let last = rows.end;
+        let each = move |row: usize| Chunk { images: image..end, rows: row..last.min(row + height) };
+        rows.clone().step_by(height).map(each)
     })
 }
 

@@ -1,6 +1,6 @@
 //! Convolutions against their definition, on every set.
 
-use crate::conv::{Conv, ConvInput, ConvShape, PoolKind, QWeights, Window};
+use crate::conv::{Conv, ConvInput, ConvPool, ConvShape, PoolKind, QWeights, Window};
 use crate::elementwise::Unary;
 use crate::gemm::{Activation, Epilogue, Rows, RowsMut};
 use crate::isa::Isa;
@@ -341,6 +341,49 @@ fn pools_take_their_windows() {
                 assert_eq!(*out, *unsigned, "{name}");
                 pool.run_bytes(images, channels, rows, Sign::Signed, &mut out, channels);
                 assert!(out.iter().zip(&signed).all(|(a, e)| *a as i8 == *e), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pool_takes_rows_from_a_convolution_as_they_come() {
+    for shape in shapes().into_iter().filter(is_cheap) {
+        let [height, width] = shape.output().expect("a sound shape");
+        let windows = [
+            [window(height, 3, 2, 1, [1, 1]), window(width, 2, 2, 1, [0, 1])],
+            [window(height, 2, 3, 1, [0, 2]), window(width, 1, 1, 1, [0, 0])],
+            [window(height, 1, 1, 1, [0, 0]), window(width, 3, 1, 1, [2, 2])],
+        ];
+        let images = 2;
+        let count = shape.filters * shape.channels / shape.groups * shape.taps();
+        let (weights, bias) = (noise(count, 1), noise(shape.filters, 2));
+        let input = Guarded::from(&noise(images * shape.pixels() * shape.channels, 3));
+        for [y, x] in windows {
+            for kind in [PoolKind::Max, PoolKind::Average] {
+                for kernels in kernels() {
+                    let name = format!("{shape:?} {y:?} {x:?} {kind:?} {}", kernels.isa());
+                    let conv = kernels.conv(shape).expect("a sound shape");
+                    let Ok(pool) = kernels.pool(kind, y, x, None) else { continue };
+                    let both = ConvPool::with_block(conv, pool, 2000);
+                    let packed = packed(&conv, &weights);
+                    let epilogue =
+                        Epilogue { bias: Some(&bias), activation: Activation::Relu, ..Epilogue::default() };
+                    let data = ConvInput::Nhwc { data: &input, pixel: shape.channels };
+                    let mut between = vec![0.0; images * height * width * shape.filters];
+                    let target = RowsMut { data: &mut between, stride: shape.filters };
+                    let mut scratch = vec![0.0; conv.scratch_len(images)];
+                    conv.run(images, data, &packed, target, &epilogue, &mut scratch);
+                    let n = images * pool.output().iter().product::<usize>() * shape.filters;
+                    let (mut expected, mut found) = (vec![0.0; n], Guarded::from(&vec![7.0; n]));
+                    let target = RowsMut { data: &mut expected, stride: shape.filters };
+                    let from = Rows { data: &between, stride: shape.filters };
+                    pool.run(images, shape.filters, from, target);
+                    let mut scratch = Guarded::from(&vec![f32::NAN; both.scratch_len()]);
+                    let target = RowsMut { data: &mut found, stride: shape.filters };
+                    both.run(images, data, &packed, target, &epilogue, &mut scratch);
+                    same(&found, &expected, &name);
+                }
             }
         }
     }

@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use roost_kernels::{Activation, ConvInput, ConvShape, Epilogue, PoolKind, Rows, RowsMut, ShapeError, Sign};
+use roost_kernels::{
+    Activation, ConvInput, ConvPool, ConvShape, Epilogue, PoolKind, Rows, RowsMut, ShapeError, Sign,
+};
 
 use super::Target;
 use super::conv::{Span, Window};
@@ -27,6 +29,8 @@ pub struct ConvImage {
     pub activation: Activation,
     /// Whether x is `[N, C, H, W]`.
     pub nchw: bool,
+    /// A pool over what comes out, which nothing else reads; there is no residual then.
+    pub pool: Option<PoolImage>,
 }
 
 /// A span as the kernels take it.
@@ -74,8 +78,12 @@ impl ConvImage {
 pub fn infer_conv(ins: Facts<'_>, conv: &ConvImage) -> Result<Vec<Out>, OpError> {
     let (x, w) = (ins.typed(0, &[DType::F32])?, ins.typed(1, &[DType::F32])?);
     let (n, shape, [height, width]) = conv.shape(x.shape, w.shape)?;
-    let out = [n, height, width, shape.filters];
+    let mut out = [n, height, width, shape.filters];
     checked_len(DType::F32, &out)?;
+    if let Some(pool) = &conv.pool {
+        let [y, x] = pool.spans(&out)?;
+        out = [n, y.output, x.output, shape.filters];
+    }
     Ok(vec![Out::new(DType::F32, out)])
 }
 
@@ -87,8 +95,14 @@ pub fn lower_conv(
     target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let (x, w) = (ins.need(0)?, ins.need(1)?);
-    let (images, shape, _) = conv.shape(x.shape, w.shape)?;
+    let (images, shape, [height, width]) = conv.shape(x.shape, w.shape)?;
     let kernel = target.kernels.conv(shape).map_err(refused)?;
+    let pooled = match &conv.pool {
+        Some(pool) => {
+            Some(ConvPool::new(kernel, pool.plan(&[images, height, width, shape.filters], target)?))
+        }
+        None => None,
+    };
     let weights = w.value.ok_or_else(|| OpError::Unsupported("weights that are computed".into()))?;
     let numbers =
         vec![w.shape[0], w.shape[1], w.shape[2], w.shape[3], conv.group, target.kernels.layout().panel];
@@ -113,22 +127,24 @@ pub fn lower_conv(
             accumulate: false,
         };
         let (data, scratch) = (io.take::<f32>(0), io.take::<f32>(1));
-        kernel.run(
-            images,
-            input,
-            bytemuck::cast_slice(weights.bytes()),
-            RowsMut { data, stride },
-            &epilogue,
-            scratch,
-        );
+        let (packed, out) = (bytemuck::cast_slice(weights.bytes()), RowsMut { data, stride });
+        match &pooled {
+            Some(pooled) => pooled.run(images, input, packed, out, &epilogue, scratch),
+            None => kernel.run(images, input, packed, out, &epilogue, scratch),
+        }
         Ok(())
     };
-    let scratch = kernel.scratch_len(images) * size_of::<f32>();
-    let family = match kernel.tile(images) {
-        None => "conv.depthwise",
-        Some(_) if nchw => "conv.stem",
-        Some(_) if shape.taps() == 1 => "conv.pointwise",
-        Some(_) => "conv.spatial",
+    let scratch = pooled.map_or_else(|| kernel.scratch_len(images), |pooled| pooled.scratch_len());
+    let scratch = scratch * size_of::<f32>();
+    let family = match (kernel.tile(images), pooled.is_some()) {
+        (None, false) => "conv.depthwise",
+        (None, true) => "conv.depthwise+pool",
+        (Some(_), false) if nchw => "conv.stem",
+        (Some(_), true) if nchw => "conv.stem+pool",
+        (Some(_), false) if shape.taps() == 1 => "conv.pointwise",
+        (Some(_), true) if shape.taps() == 1 => "conv.pointwise+pool",
+        (Some(_), false) => "conv.spatial",
+        (Some(_), true) => "conv.spatial+pool",
     };
     let lowered = Lowered::new(family, run).on_tile(target, kernel.tile(images));
     Ok(lowered.with_scratch(scratch).without_reading(&[1]))
@@ -167,6 +183,15 @@ impl PoolImage {
     }
 }
 
+impl PoolImage {
+    /// The kernel for images of a shape.
+    fn plan(&self, x: &[usize], target: Target<'_>) -> Result<roost_kernels::Pool, OpError> {
+        let [y, x] = self.spans(x)?;
+        let output = Some([y.output, x.output]);
+        target.kernels.pool(self.kind, window_of(&y), window_of(&x), output).map_err(refused)
+    }
+}
+
 /// The output of a pool.
 pub fn infer_pool(ins: Facts<'_>, pool: &PoolImage) -> Result<Vec<Out>, OpError> {
     let x = ins.typed(0, &[DType::F32, DType::U8, DType::I8])?;
@@ -182,10 +207,7 @@ pub fn lower_pool(
     target: Target<'_>,
 ) -> Result<Lowered, OpError> {
     let x = ins.need(0)?;
-    let [y, x_span] = pool.spans(x.shape)?;
-    let output = Some([y.output, x_span.output]);
-    let kernel =
-        target.kernels.pool(pool.kind, window_of(&y), window_of(&x_span), output).map_err(refused)?;
+    let kernel = pool.plan(x.shape, target)?;
     let (images, channels) = (x.shape[0], x.shape[3]);
     let stride = stride.unwrap_or(channels);
     let sign = match x.dtype {

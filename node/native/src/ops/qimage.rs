@@ -51,6 +51,7 @@ impl QConv {
             group: self.group,
             activation: roost_kernels::Activation::None,
             nchw: !self.nhwc,
+            pool: None,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Fusions over a graph with shapes: bias, residual and activation go into the product or convolution before
-//! them.
+//! them, and a pool into a convolution whose output is large.
 //!
 //! Each fused operator computes the same roundings in the same order as the separate ones, so fusing changes
 //! no bit.
@@ -11,6 +11,7 @@ use crate::graph::linked::Linked;
 use crate::ops::Op;
 use crate::ops::elementwise::{Binary, Unary};
 use crate::ops::fact::Out;
+use crate::ops::image::{ConvImage, PoolImage};
 use crate::ops::linear::Gemm;
 use crate::ops::matrix::Linear;
 use crate::tensor::DType;
@@ -69,17 +70,19 @@ fn shape<'a>(graph: &'a Graph, node: &Node, index: usize) -> Option<&'a Out> {
     graph.values[id.index()].out.as_ref()
 }
 
+/// Bytes of an image from which on a pool joins the convolution that makes it: smaller ones stay in L2 between
+/// the two.
+const POOLED_BYTES_LEAST: usize = 512 << 10;
+
 /// Joins the only reader of the node at `at` into it; whether it did.
 fn step(graph: &mut Linked<'_>, at: usize) -> bool {
     let node = &graph.nodes[at];
-    let (Op::Linear(Linear { activation, .. })
-    | Op::ConvImage(crate::ops::image::ConvImage { activation, .. })) = &node.op
-    else {
-        return false;
+    let activation = match &node.op {
+        Op::Linear(Linear { activation, .. }) | Op::ConvImage(ConvImage { activation, pool: None, .. }) => {
+            *activation
+        }
+        _ => return false,
     };
-    if *activation != Activation::None {
-        return false;
-    }
     let Some(y) = node.outputs.first().copied().flatten() else { return false };
     let Some(reader) = graph.only_reader(y) else { return false };
     let Some(out) = graph.values[y.index()].out.clone() else { return false };
@@ -87,6 +90,15 @@ fn step(graph: &mut Linked<'_>, at: usize) -> bool {
     let (mut op, mut inputs) = (node.op.clone(), node.inputs.clone());
     let free = |inputs: &[Option<ValueId>], i: usize| inputs.get(i).copied().flatten().is_none();
     match &next.op {
+        Op::PoolImage(pool @ PoolImage { window: Some(_), .. }) => {
+            let Op::ConvImage(conv) = &mut op else { return false };
+            let image: usize = out.shape.iter().skip(1).product();
+            if !free(&inputs, 3) || image * out.dtype.bytes() < POOLED_BYTES_LEAST {
+                return false;
+            }
+            conv.pool = Some(pool.clone());
+        }
+        _ if activation != Activation::None => return false,
         Op::Binary(Binary::Add) => {
             let other = if next.input(0) == Some(y) { next.input(1) } else { next.input(0) };
             let Some(other) = other else { return false };

@@ -163,7 +163,8 @@ impl Turner<'_> {
         let depthwise = group == channels && group > 1;
         let nchw = !self.twins.contains_key(&x) && channels <= STEM_CHANNELS_MAX && !depthwise;
         let input = if nchw { x } else { self.twin(x) };
-        let conv = ConvImage { window: window.clone(), group, activation: Activation::None, nchw };
+        let conv =
+            ConvImage { window: window.clone(), group, activation: Activation::None, nchw, pool: None };
         let mut inputs = vec![Some(input), Some(w)];
         inputs.extend(node.inputs.get(2).copied());
         self.replace(node, Op::ConvImage(conv), inputs);

@@ -3,12 +3,16 @@
 
 use std::sync::{Arc, Barrier};
 
+use bytes::Bytes;
 use roost_kernels::Isa;
 use roost_native::compare::digest;
 use roost_native::exec::interpret;
-use roost_native::{DType, Input, Session, Tensor, inspect};
+use roost_native::onnx::proto::{AttributeProto, TensorProto};
+use roost_native::program::Options;
+use roost_native::{DType, Input, Program, Session, Tensor, inspect};
 
 use crate::empty::{Attribute, Given, full, run as run_one};
+use crate::hostile::{import, model, node};
 use crate::places;
 
 /// Numbers that repeat, between -1 and 1.
@@ -197,6 +201,55 @@ fn a_plan_names_the_tiles_of_each_instruction_set() {
             let sizes: Vec<usize> = tile.split('x').filter_map(|size| size.parse().ok()).collect();
             assert!(sizes.len() == 2 && sizes.iter().all(|size| (1..=64).contains(size)), "{tile}");
         }
+    }
+}
+
+#[test]
+fn a_pool_joins_the_large_convolution_before_it_to_the_same_bits() {
+    let attribute = |name: &str, ints: &[i64]| AttributeProto {
+        name: name.into(),
+        kind: 7,
+        ints: ints.to_vec(),
+        ..Default::default()
+    };
+    let pool = |from: &str, to: &str| {
+        let mut pool = node("MaxPool", &[from], &[to]);
+        pool.attribute = vec![
+            attribute("kernel_shape", &[3, 3]),
+            attribute("strides", &[2, 2]),
+            attribute("pads", &[1, 1, 1, 1]),
+        ];
+        pool
+    };
+    let before = || vec![node("Conv", &["x", "w"], &["c"]), node("Relu", &["c"], &["r"])];
+    let joined = [before(), vec![pool("r", "y")]].concat();
+    // A second reader of the convolution, which changes nothing, keeps the pool apart.
+    let apart =
+        vec![pool("r", "p"), node("Relu", &["r"], &["s"]), pool("s", "q"), node("Max", &["p", "q"], &["y"])];
+    let apart = [before(), apart].concat();
+    let weights = numbers(&[33, 3, 3, 3]);
+    let w = TensorProto {
+        name: "w".into(),
+        dims: vec![33, 3, 3, 3],
+        data_type: DType::F32.onnx(),
+        raw_data: Bytes::copy_from_slice(weights.bytes()),
+        ..TensorProto::default()
+    };
+    let size = [2, 3, 121, 90];
+    let mut images = numbers(&size).floats().to_vec();
+    images[121 * 45 + 7] = f32::NAN;
+    let images = Tensor::of(&size, &images);
+    for isa in Isa::available() {
+        let found = [(&joined, "conv.stem+pool "), (&apart, "conv.stem ")].map(|(nodes, kernel)| {
+            let model = import(model(nodes.clone(), &[2, 3, 121, 90], vec![w.clone()])).expect("a model");
+            let options = Options { isa: Some(*isa), ..Options::default() };
+            let program = Program::compile(model, options).expect("it compiles");
+            let plan = inspect::plan(&program, &[size.to_vec()]).expect("it plans").expect("a plan");
+            assert!(plan.steps[0].kernel.starts_with(kernel), "{}", plan.steps[0].kernel);
+            run(&mut Session::new(program), std::slice::from_ref(&images)).remove(0)
+        });
+        assert_eq!(found[0].shape(), [2, 33, 60, 44]);
+        assert_eq!(found[0].bytes(), found[1].bytes(), "{isa}");
     }
 }
 
