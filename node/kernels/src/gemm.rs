@@ -278,7 +278,7 @@ impl Job<'_> {
             residual: std::ptr::null(),
             residual_row: self.residual_row,
             clamp: if last { self.clamp } else { Clamp::Free },
-            ahead: Ahead::NOTHING,
+            ahead: Ahead::Nothing,
         };
         let copied = scratch.map(|scratch| {
             copy_rows(self.a, m0, rows, k0, k1, copied_stride(k1 - k0), scratch);

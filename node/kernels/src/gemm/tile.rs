@@ -4,7 +4,7 @@
 //! that starts from 0 or from C; the bias comes after. K is never split over lanes. So neither the tile's
 //! size nor the instruction set shows in the bits. GEMM and every convolution run on this one function.
 
-use crate::prefetch::Ahead;
+use crate::prefetch::{Ahead, Ask, HINTS, Nothing, Own, own_line};
 use crate::simd::Vector;
 use crate::walk::{Walk, unrolled};
 
@@ -136,10 +136,10 @@ pub(crate) unsafe fn tile<V: Vector, const MR: usize, const NV: usize>(t: &TileA
             }
         }
         // Tiles of three rows and fewer are bound by what they read, and ask for no more.
-        let sums = if MR >= 4 && t.ahead.is_wanted() {
-            products::<V, MR, NV, true>(t, start)
-        } else {
-            products::<V, MR, NV, false>(t, start)
+        let sums = match t.ahead {
+            Ahead::Next(share) if HINTS && MR >= 4 => products(t, start, share),
+            Ahead::Own if HINTS && MR >= 4 => products(t, start, Own),
+            _ => products(t, start, Nothing),
         };
         finish(t, sums);
     }
@@ -151,9 +151,10 @@ pub(crate) unsafe fn tile<V: Vector, const MR: usize, const NV: usize>(t: &TileA
 /// # Safety
 /// As [`TileFn`].
 #[inline(always)]
-unsafe fn products<V: Vector, const MR: usize, const NV: usize, const AHEAD: bool>(
+unsafe fn products<V: Vector, A: Ask, const MR: usize, const NV: usize>(
     t: &TileArgs,
     start: [[V; NV]; MR],
+    mut ask: A,
 ) -> [[V; NV]; MR] {
     let per_panel = if NV == 1 { 1 } else { 2 };
     let Taps { outer, outer_a, outer_b, inner, inner_a, inner_b, len } = t.taps;
@@ -162,7 +163,6 @@ unsafe fn products<V: Vector, const MR: usize, const NV: usize, const AHEAD: boo
     let between = [inner_a.wrapping_sub(len * t.a_k), inner_b.wrapping_sub(len * b_k)];
     let after = [outer_a.wrapping_sub(inner * inner_a), outer_b.wrapping_sub(inner * inner_b)];
     let mut acc = start;
-    let mut ahead = t.ahead;
     let (mut rows, mut panels) = (Walk::new(t.a, t.a_row), Walk::new(t.b, t.b_panel));
     for _ in 0..outer {
         for _ in 0..inner {
@@ -171,7 +171,11 @@ unsafe fn products<V: Vector, const MR: usize, const NV: usize, const AHEAD: boo
                 unsafe {
                     let mut columns = [V::splat(0.0); NV];
                     unrolled!(j in 0..NV => {
-                        columns[j] = V::load(panels.at(j / per_panel).add(j % per_panel * V::LANES));
+                        let at = panels.at(j / per_panel).add(j % per_panel * V::LANES);
+                        columns[j] = V::load(at);
+                        if A::OWN {
+                            own_line(at, j % per_panel, V::LANES * size_of::<f32>());
+                        }
                     });
                     unrolled!(r in 0..MR => {
                         let x = V::splat(*rows.at(r));
@@ -180,9 +184,7 @@ unsafe fn products<V: Vector, const MR: usize, const NV: usize, const AHEAD: boo
                         }
                     });
                 }
-                if AHEAD {
-                    ahead.ask();
-                }
+                ask.step();
                 rows.advance(t.a_k);
                 panels.advance(b_k);
             }
