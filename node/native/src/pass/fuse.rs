@@ -19,6 +19,7 @@ use crate::tensor::DType;
 /// Fuses what follows products and convolutions.
 pub fn epilogues(graph: &mut Graph) {
     linears(graph);
+    silus(graph);
     let mut linked = Linked::new(graph);
     for at in 0..linked.nodes.len() {
         // Grow the operator at `at` forwards while its only reader can join it.
@@ -57,6 +58,27 @@ fn linears(graph: &mut Graph) {
             }
             _ => {}
         }
+    }
+}
+
+/// `x · sigmoid(x)` in f32, of a sigmoid that nothing else reads, becomes one operator.
+fn silus(graph: &mut Graph) {
+    let (producers, uses) = (graph.producers(), graph.uses());
+    for at in 0..graph.nodes.len() {
+        let node = &graph.nodes[at];
+        let (Op::Binary(Binary::Mul), [Some(a), Some(b)]) = (&node.op, &node.inputs[..]) else { continue };
+        // The sigmoid that makes `id` from `x`.
+        let sigmoid = |id: ValueId, x: ValueId| {
+            let made = producers[id.index()].filter(|_| uses[id.index()] == 1)?;
+            let node = &graph.nodes[made];
+            (matches!(node.op, Op::Unary(Unary::Sigmoid)) && node.input(0) == Some(x)).then_some((made, x))
+        };
+        let float = shape(graph, node, 0).is_some_and(|out| out.dtype == DType::F32);
+        let Some((made, x)) = sigmoid(*a, *b).or_else(|| sigmoid(*b, *a)).filter(|_| float) else { continue };
+        graph.nodes[made].inputs.clear();
+        graph.nodes[made].outputs = vec![None];
+        graph.nodes[at].op = Op::Unary(Unary::Swish { alpha: 1.0 });
+        graph.nodes[at].inputs = vec![Some(x)];
     }
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use roost_kernels::Isa;
 use roost_native::compare::digest;
 use roost_native::exec::interpret;
-use roost_native::onnx::proto::{AttributeProto, TensorProto};
+use roost_native::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use roost_native::program::Options;
 use roost_native::{DType, Input, Program, Session, Tensor, inspect};
 
@@ -227,30 +227,57 @@ fn a_pool_joins_the_large_convolution_before_it_to_the_same_bits() {
     let apart =
         vec![pool("r", "p"), node("Relu", &["r"], &["s"]), pool("s", "q"), node("Max", &["p", "q"], &["y"])];
     let apart = [before(), apart].concat();
-    let weights = numbers(&[33, 3, 3, 3]);
+    for isa in Isa::available() {
+        let [(found, first), (expected, alone)] = [&joined, &apart].map(|nodes| convolve(nodes, *isa));
+        assert!(first[0].starts_with("conv.stem+pool ") && first.len() == 1, "{first:?}");
+        assert!(alone[0].starts_with("conv.stem ") && alone.len() > 1, "{alone:?}");
+        assert_eq!(found.shape(), [2, 33, 60, 44]);
+        assert_eq!(found.bytes(), expected.bytes(), "{isa}");
+    }
+}
+
+#[test]
+fn a_silu_joins_the_convolution_before_it_to_the_same_bits() {
+    let before = || vec![node("Conv", &["x", "w"], &["c"]), node("Sigmoid", &["c"], &["s"])];
+    // A second reader of the sigmoid, which changes nothing, keeps all apart.
+    let apart = vec![
+        node("Mul", &["c", "s"], &["m"]),
+        node("Abs", &["s"], &["t"]),
+        node("Mul", &["t", "c"], &["n"]),
+        node("Max", &["m", "n"], &["y"]),
+    ];
+    let apart = [before(), apart].concat();
+    for operands in [["c", "s"], ["s", "c"]] {
+        let joined = [before(), vec![node("Mul", &operands, &["y"])]].concat();
+        for isa in Isa::available() {
+            let [(found, first), (expected, alone)] = [&joined, &apart].map(|nodes| convolve(nodes, *isa));
+            assert!(first.len() == 1 && alone.len() == 6, "{first:?} {alone:?}");
+            assert_eq!(found.bytes(), expected.bytes(), "{isa}");
+        }
+    }
+}
+
+/// Runs a model from `x`, two images of which one has a NaN, and weights `w` `[33, 3, 3, 3]` to `y`; the
+/// result, and the kernels of its plan.
+fn convolve(nodes: &[NodeProto], isa: Isa) -> (Tensor, Vec<String>) {
     let w = TensorProto {
         name: "w".into(),
         dims: vec![33, 3, 3, 3],
         data_type: DType::F32.onnx(),
-        raw_data: Bytes::copy_from_slice(weights.bytes()),
+        raw_data: Bytes::copy_from_slice(numbers(&[33, 3, 3, 3]).bytes()),
         ..TensorProto::default()
     };
     let size = [2, 3, 121, 90];
     let mut images = numbers(&size).floats().to_vec();
     images[121 * 45 + 7] = f32::NAN;
     let images = Tensor::of(&size, &images);
-    for isa in Isa::available() {
-        let found = [(&joined, "conv.stem+pool "), (&apart, "conv.stem ")].map(|(nodes, kernel)| {
-            let model = import(model(nodes.clone(), &[2, 3, 121, 90], vec![w.clone()])).expect("a model");
-            let options = Options { isa: Some(*isa), ..Options::default() };
-            let program = Program::compile(model, options).expect("it compiles");
-            let plan = inspect::plan(&program, &[size.to_vec()]).expect("it plans").expect("a plan");
-            assert!(plan.steps[0].kernel.starts_with(kernel), "{}", plan.steps[0].kernel);
-            run(&mut Session::new(program), std::slice::from_ref(&images)).remove(0)
-        });
-        assert_eq!(found[0].shape(), [2, 33, 60, 44]);
-        assert_eq!(found[0].bytes(), found[1].bytes(), "{isa}");
-    }
+    let model = import(model(nodes.to_vec(), &[2, 3, 121, 90], vec![w])).expect("a model");
+    let program = Program::compile(model, Options { isa: Some(isa) }).expect("it compiles");
+    let plan = inspect::plan(&program, &[size.to_vec()]).expect("it plans").expect("a plan");
+    let kernels = plan.steps.iter().map(|step| step.kernel.to_string());
+    // Each ends in one, to the model's layout.
+    let kernels = kernels.filter(|kernel| kernel != "transpose").collect();
+    (run(&mut Session::new(program), &[images]).remove(0), kernels)
 }
 
 #[test]
