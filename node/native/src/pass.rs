@@ -30,6 +30,7 @@ pub fn compile(graph: &mut Graph, limits: Limits, target: Target<'_>) {
     check_pass(graph, "fold");
     simplify::batch_norms(graph);
     simplify::gelus(graph);
+    simplify::layer_norms(graph);
     dce::unused(graph);
     check_pass(graph, "dce");
 }

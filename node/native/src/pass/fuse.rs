@@ -1,5 +1,5 @@
 //! Fusions over a graph with shapes: bias, residual and activation go into the product or convolution before
-//! them, and a pool into a convolution whose output is large.
+//! them, a pool into a convolution whose output is large, and what scales a layer normalisation into it.
 //!
 //! Each fused operator computes the same roundings in the same order as the separate ones, so fusing changes
 //! no bit.
@@ -103,6 +103,7 @@ fn step(graph: &mut Linked<'_>, at: usize) -> bool {
         Op::Linear(Linear { activation, .. }) | Op::ConvImage(ConvImage { activation, pool: None, .. }) => {
             *activation
         }
+        Op::LayerNorm { axis: -1, .. } => Activation::None,
         _ => return false,
     };
     let Some(y) = node.outputs.first().copied().flatten() else { return false };
@@ -111,7 +112,23 @@ fn step(graph: &mut Linked<'_>, at: usize) -> bool {
     let next = &graph.nodes[reader];
     let (mut op, mut inputs) = (node.op.clone(), node.inputs.clone());
     let free = |inputs: &[Option<ValueId>], i: usize| inputs.get(i).copied().flatten().is_none();
+    let columns = out.shape.last().copied().unwrap_or(1);
     match &next.op {
+        Op::Binary(scaling @ (Binary::Mul | Binary::Add)) if matches!(op, Op::LayerNorm { .. }) => {
+            let other = if next.input(0) == Some(y) { next.input(1) } else { next.input(0) };
+            let Some(other) = other.filter(|id| graph.data(*id).is_some()) else { return false };
+            let Some(row) = graph.values[other.index()].out.as_ref() else { return false };
+            let fits =
+                row.dtype == DType::F32 && is_row(&row.shape, columns) && row.shape.len() <= out.shape.len();
+            inputs.resize(3, None);
+            // The scale comes before what is added.
+            let slot = if *scaling == Binary::Mul { 1 } else { 2 };
+            if !fits || !free(&inputs, slot) || !free(&inputs, 2) {
+                return false;
+            }
+            inputs[slot] = Some(other);
+        }
+        _ if matches!(op, Op::LayerNorm { .. }) => return false,
         Op::PoolImage(pool @ PoolImage { window: Some(_), .. }) => {
             let Op::ConvImage(conv) = &mut op else { return false };
             let image: usize = out.shape.iter().skip(1).product();
@@ -125,7 +142,6 @@ fn step(graph: &mut Linked<'_>, at: usize) -> bool {
             let other = if next.input(0) == Some(y) { next.input(1) } else { next.input(0) };
             let Some(other) = other else { return false };
             let Some(added) = graph.values[other.index()].out.clone() else { return false };
-            let columns = out.shape.last().copied().unwrap_or(1);
             // A lone column would be a row as well as a matrix, by the number of rows.
             let bias = graph.data(other).is_some()
                 && is_row(&added.shape, columns)
@@ -161,7 +177,9 @@ fn step(graph: &mut Linked<'_>, at: usize) -> bool {
         }
         _ => return false,
     }
-    let outputs = graph.nodes[reader].outputs.clone();
+    let mut outputs = graph.nodes[reader].outputs.clone();
+    // The same as before, with what the reader makes in the place of what it read.
+    outputs.resize(graph.nodes[at].outputs.len(), None);
     // It is left without a part in anything.
     let joined = next.op.clone();
     graph.rewrite(reader, joined, Vec::new());

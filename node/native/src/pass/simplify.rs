@@ -1,9 +1,10 @@
 //! Rewrites that need no shapes: identities go, a batch normalisation goes into the convolution before it,
-//! the long form of GELU becomes one operator.
+//! the long forms of GELU and of a layer normalisation become one operator each.
 
-use crate::graph::ir::{Graph, ValueId};
+use crate::graph::ir::{Graph, Node, ValueId};
 use crate::ops::Op;
 use crate::ops::elementwise::{Binary, Unary};
+use crate::ops::reduce::Reduce;
 use crate::tensor::{DType, Tensor};
 
 /// Readers of an identity's output read its input.
@@ -126,4 +127,57 @@ fn gelu(graph: &Graph, at: usize, producers: &[Option<usize>], uses: &[u32]) -> 
     let (x, other) = product(at)?;
     let half = producer(graph, producers, Some(other))?;
     (beside(graph, half, Binary::Mul, 0.5)? == x).then_some(x)
+}
+
+/// `(x - mean) / √(mean of (x - mean)² + ε)` over the last axis becomes one operator, as models have it from
+/// before there was one. What scales the result and is added to it joins once shapes are known.
+pub fn layer_norms(graph: &mut Graph) {
+    let producers = graph.producers();
+    for at in 0..graph.nodes.len() {
+        if let Some((x, epsilon)) = layer_norm(graph, at, &producers) {
+            let y = graph.nodes[at].outputs[0];
+            graph.nodes[at].op = Op::LayerNorm { axis: -1, epsilon };
+            graph.nodes[at].inputs = vec![Some(x)];
+            graph.nodes[at].outputs = vec![y, None, None];
+        }
+    }
+}
+
+/// What the node at `at` normalises, and its ε.
+fn layer_norm(graph: &Graph, at: usize, producers: &[Option<usize>]) -> Option<(ValueId, f32)> {
+    let made = |id: ValueId| producer(graph, producers, Some(id)).map(|at| &graph.nodes[at]);
+    let binary = |node: &Node, op: Binary| match (&node.op, &node.inputs[..]) {
+        (Op::Binary(found), [Some(a), Some(b)]) if *found == op => Some((*a, *b)),
+        _ => None,
+    };
+    // One number of f32. It meets values of at least one dimension, and so gives them none.
+    let number = |id: ValueId| {
+        let tensor = graph.data(id)?;
+        let one = tensor.dtype() == DType::F32 && tensor.len() == 1 && tensor.shape().len() <= 1;
+        one.then(|| tensor.floats()[0])
+    };
+    let mean_of = |id: ValueId| {
+        let node = made(id)?;
+        let axes = graph.data(node.input(1)?)?;
+        let last = axes.shape().len() == 1 && axes.ints().is_some_and(|axes| *axes == [-1]);
+        let Op::Reduce { kind: Reduce::Mean, keep: true, .. } = node.op else { return None };
+        last.then(|| node.input(0))?
+    };
+    // `x - mean of x`, as x.
+    let centred = |id: ValueId| {
+        let (x, mean) = binary(made(id)?, Binary::Sub)?;
+        (mean_of(mean)? == x).then_some(x)
+    };
+    let (above, root) = binary(&graph.nodes[at], Binary::Div)?;
+    let x = centred(above)?;
+    let root = made(root).filter(|node| matches!(node.op, Op::Unary(Unary::Sqrt)))?;
+    let (a, b) = binary(made(root.input(0)?)?, Binary::Add)?;
+    let (variance, epsilon) = number(b).map(|e| (a, e)).or_else(|| number(a).map(|e| (b, e)))?;
+    let square = made(mean_of(variance)?)?;
+    let squared = match (binary(square, Binary::Pow), binary(square, Binary::Mul)) {
+        (Some((d, two)), _) if number(two) == Some(2.0) => d,
+        (_, Some((d, again))) if d == again => d,
+        _ => return None,
+    };
+    (centred(squared)? == x && epsilon >= 0.0).then_some((x, epsilon))
 }

@@ -298,3 +298,76 @@ fn a_gelu_of_constants_with_dimensions_keeps_them() {
         assert!((found[0].floats()[1] - 0.841_344_7).abs() < 1e-6, "{dims:?}");
     }
 }
+
+/// The parts of a layer normalisation over the last axis are one operator, with what scales it and is added;
+/// over another axis they are not.
+#[test]
+fn a_layer_normalisation_in_parts_is_one_operator() {
+    let tensor = |name: &str, dims: &[i64], values: &[f32]| TensorProto {
+        name: name.into(),
+        dims: dims.to_vec(),
+        data_type: DType::F32.onnx(),
+        raw_data: values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into(),
+        ..TensorProto::default()
+    };
+    let (gamma, beta) = ([0.5_f32, 2.0, -1.0], [0.25_f32, 0.0, 8.0]);
+    let x = Tensor::of(&[2, 3], &[0.0_f32, 1.0, -1.5, 2.0, 0.5, 9.0]);
+    for (axis, square, norms) in [(-1, "Pow", 1), (-1, "Mul", 1), (0, "Pow", 0)] {
+        let mean = |from: &str, to: &str| {
+            let mut mean = node("ReduceMean", &[from], &[to]);
+            let (name, kind) = ("axes".into(), 7);
+            mean.attribute = vec![AttributeProto { name, kind, ints: vec![axis], ..Default::default() }];
+            mean
+        };
+        let operands = if square == "Pow" { ["d", "two"] } else { ["d", "d"] };
+        let nodes = vec![
+            mean("x", "m"),
+            node("Sub", &["x", "m"], &["d"]),
+            node(square, &operands, &["q"]),
+            mean("q", "v"),
+            node("Add", &["v", "epsilon"], &["e"]),
+            node("Sqrt", &["e"], &["s"]),
+            node("Div", &["d", "s"], &["n"]),
+            node("Mul", &["gamma", "n"], &["g"]),
+            node("Add", &["g", "beta"], &["y"]),
+        ];
+        let constants = vec![
+            tensor("two", &[], &[2.0]),
+            tensor("epsilon", &[], &[1e-5]),
+            tensor("gamma", &[3], &gamma),
+            tensor("beta", &[1, 3], &beta),
+        ];
+        let imported = import(model(nodes, &[2, 3], constants)).expect("it imports");
+        let program = Program::compile(imported, Options::default()).expect("it compiles");
+        let graph = program.graph();
+        let found = graph.nodes.iter().filter(|node| matches!(node.op, Op::LayerNorm { .. })).count();
+        assert_eq!(found, norms, "axis {axis}, {square}");
+        let plan = roost_native::inspect::plan(&program, &[vec![2, 3]]).expect("it plans").expect("a plan");
+        let kernels: Vec<&str> = plan.steps.iter().map(|step| &*step.kernel).collect();
+        assert_eq!(kernels.len() == 1, norms == 1, "axis {axis}, {square}: {kernels:?}");
+        let context = roost_native::exec::interpret::Context {
+            bytes_max: 1 << 20,
+            cancelled: &|| false,
+            target: program.target(),
+        };
+        let one_by_one = roost_native::exec::interpret::graph(&graph, vec![x.clone()], context);
+        let one_by_one = one_by_one.expect("it runs").remove(0);
+        let mut found: Vec<Tensor> = Vec::new();
+        roost_native::Session::new(program).run(&[(&x).into()], &mut found, &|| false).expect("it runs");
+        assert_eq!(found[0].bytes(), one_by_one.bytes(), "axis {axis}, {square}");
+        let values: Vec<f64> = x.floats().iter().map(|x| f64::from(*x)).collect();
+        for (i, found) in found[0].floats().iter().enumerate() {
+            let (row, column) = (i / 3, i % 3);
+            let group: Vec<f64> = match axis {
+                0 => vec![values[column], values[3 + column]],
+                _ => values[3 * row..3 * row + 3].to_vec(),
+            };
+            let count = group.len() as f64;
+            let mean = group.iter().sum::<f64>() / count;
+            let variance = group.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / count;
+            let normal = (values[i] - mean) / (variance + 1e-5).sqrt();
+            let expected = normal * f64::from(gamma[column]) + f64::from(beta[column]);
+            assert!((f64::from(*found) - expected).abs() < 1e-5, "axis {axis}, {square}, {i}: {found}");
+        }
+    }
+}
