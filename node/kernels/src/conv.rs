@@ -5,6 +5,8 @@
 //! ([`shape`]); each region is a set of lines of tiles. A 1×1 convolution is one plain GEMM over all pixels.
 //! The bits of a pixel depend neither on its neighbours in a tile nor on the batch.
 //!
+//! A pool after a large convolution takes rows as they come ([`ConvPool`]).
+//!
 //! Deliberately absent: im2col buffers, Winograd, and a third spatial dimension.
 
 mod depthwise;

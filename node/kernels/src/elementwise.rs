@@ -134,8 +134,8 @@ pub enum Operand<'a> {
 /// All that the arguments describe may be read and written; the instruction set is there.
 pub(crate) type MapFn = unsafe fn(&MapArgs);
 
-/// Rows that a map is applied to. A tile's rows are short, and so come together: what the function starts with,
-/// such as its constants, is read once.
+/// Rows that a map is applied to. A tile's rows are short, and so come together: what the function starts
+/// with, such as its constants, is read once.
 #[derive(Clone, Copy)]
 pub(crate) struct MapArgs {
     pub(crate) x: *const f32,

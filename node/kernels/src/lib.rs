@@ -10,8 +10,9 @@
 //!   table once.
 //! - `simd`: the vector traits all kernels are written over; `scalar`: the specification; `x86`, `arm`: what
 //!   differs.
-//! - [`Gemm`], [`QGemm`]: products in f32 and in 8 bits, weights packed beforehand, with an epilogue.
-//! - [`Conv`], [`QConv`], [`Pool`]: images in NHWC.
+//! - [`Gemm`], [`QGemm`]: products in f32 and in 8 bits, weights packed beforehand, with an epilogue. `walk`:
+//!   how their tiles go through rows and panels; `prefetch`: how weights come in time.
+//! - [`Conv`], [`QConv`], [`Pool`], and [`ConvPool`], the first and the last in one: images in NHWC.
 //! - [`Unary`], [`Binary`], [`Reduce`], softmax, norms, recurrent cells, quantisation, [`transpose()`]: over
 //!   rows.
 //!

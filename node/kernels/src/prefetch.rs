@@ -21,20 +21,21 @@ impl Ahead {
     /// Weights of less are in L2 anyway.
     const LEAST_BYTES: usize = 256 << 10;
 
-    /// For tiles of a panel, `tiles` of them of `depth` steps, of which each waits for `bytes` at `next` to be
-    /// asked for; all weights are `all` bytes.
+    /// What each of the `tiles` tiles of a panel, of `depth` steps each, asks for, so that together they ask
+    /// for the `bytes` at `next`. All weights are `all` bytes.
     pub(crate) fn new(next: *const u8, bytes: usize, tiles: usize, depth: usize, all: usize) -> Self {
         let step = bytes.div_ceil(tiles.saturating_mul(depth).max(1));
         match () {
-            () if all < Self::LEAST_BYTES || step == 0 => Self::Nothing,
+            () if all < Self::LEAST_BYTES => Self::Nothing,
             () if tiles == 1 => Self::Own,
             // More than a line a step would hold up what is wanted now.
-            () if step > LINE_BYTES => Self::Nothing,
+            () if step == 0 || step > LINE_BYTES => Self::Nothing,
             () => Self::Next(Share { at: next, step }),
         }
     }
 
-    /// Goes on by the share of a tile, which asked for it through a copy.
+    /// Goes on by the share of a tile. Where there are more tiles than were counted, the last ask for what
+    /// lies beyond the panel, which costs no more than the hint.
     pub(crate) fn passed(&mut self, depth: usize) {
         if let Self::Next(share) = self {
             share.at = share.at.wrapping_add(share.step * depth);
@@ -119,4 +120,40 @@ fn hint<const L2: bool>(at: *const u8) {
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = at;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Ahead;
+
+    /// What tiles ask for: `"nothing"`, `"own"`, or the bytes a step.
+    fn asked(bytes: usize, tiles: usize, depth: usize, all: usize) -> String {
+        match Ahead::new(std::ptr::null(), bytes, tiles, depth, all) {
+            Ahead::Nothing => "nothing".to_owned(),
+            Ahead::Own => "own".to_owned(),
+            Ahead::Next(share) => share.step.to_string(),
+        }
+    }
+
+    #[test]
+    fn tiles_ask_for_no_more_than_a_line_a_step() {
+        let large = 1 << 20;
+        assert_eq!(asked(128 * 100, 4, 100, (256 << 10) - 1), "nothing", "all weights are in L2");
+        assert_eq!(asked(128 * 100, 4, 100, large), "32");
+        assert_eq!(asked(128 * 100, 2, 100, large), "64");
+        assert_eq!(asked(128 * 100 + 1, 2, 100, large), "nothing", "more than a line");
+        assert_eq!(asked(128 * 100, 1, 100, large), "own");
+        assert_eq!(asked(0, 1, 100, large), "own", "the last panel");
+        assert_eq!(asked(0, 4, 100, large), "nothing", "the last panel");
+        assert_eq!(asked(1, 0, 0, large), "1", "no step at all");
+    }
+
+    #[test]
+    fn shares_follow_each_other() {
+        let weights = [0_u8; 640];
+        let mut ahead = Ahead::new(weights.as_ptr(), 640, 2, 10, 1 << 20);
+        ahead.passed(10);
+        let Ahead::Next(share) = ahead else { panic!("a share") };
+        assert_eq!(share.at, weights.as_ptr().wrapping_add(320));
+    }
 }

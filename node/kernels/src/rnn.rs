@@ -1,7 +1,7 @@
 //! Cells of recurrent networks: what follows the products, over one row of hidden units.
 //!
-//! Products are GEMMs: `X · W` of all steps at once, then `H · R` of each step on top of it (see `accumulate`
-//! of [`crate::Gemm::run`]). Gates lie side by side in a row, in the order of ONNX.
+//! Products are GEMMs: `X · W` of some steps at once, then `H · R` of each step on top of it (see
+//! `accumulate` of [`crate::Gemm::run`]). Gates lie side by side in a row, in the order of ONNX.
 
 use crate::math;
 use crate::simd::{Simd, Vector};
@@ -174,7 +174,8 @@ mod tests {
     #[test]
     fn lstm_on_every_set() {
         for n in lengths() {
-            let gates = Guarded::from(&noise(4 * n, 1));
+            // Up to where sigmoids and tangents are 0 and 1.
+            let gates = Guarded::from(&noise(4 * n, 1).iter().map(|x| x * 60.0).collect::<Vec<_>>());
             let peepholes = Guarded::from(&noise(3 * n, 2));
             let cell = noise(n, 3);
             for peep in [false, true] {
@@ -200,6 +201,35 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn lstm_at_its_bounds() {
+        let cell = |gates: [f32; 4], old: f32| {
+            let results = kernels().map(|kernels| {
+                let (mut c, mut h) = ([old], [0.0]);
+                kernels.lstm_cell(&gates, None, &mut c, &mut h);
+                [c[0], h[0]]
+            });
+            let all: Vec<[f32; 2]> = results.collect();
+            all.iter().for_each(|found| same(found, &all[0], &format!("{gates:?} {old}")));
+            all[0]
+        };
+        let inf = f32::INFINITY;
+        // i, o, f, c.
+        assert_eq!(cell([inf, inf, inf, inf], 2.0), [3.0, 3.0_f32.tanh()]);
+        assert_eq!(cell([-inf, inf, inf, inf], 2.0), [2.0, 2.0_f32.tanh()]);
+        assert_eq!(cell([-inf, -inf, -inf, -inf], 2.0), [0.0, 0.0]);
+        assert_eq!(cell([200.0, 200.0, -200.0, -200.0], 2.0), [-1.0, (-1.0_f32).tanh()]);
+        // A small input gate beside a large candidate: its exponential is not lost.
+        let [found, _] = cell([-60.0, 0.0, 0.0, 20.0], 0.0);
+        assert!((f64::from(found) / sigmoid(-60.0) - 1.0).abs() < 1e-5, "{found}");
+        for at in 0..4 {
+            let mut gates = [0.5; 4];
+            gates[at] = f32::NAN;
+            assert!(cell(gates, 1.0)[1].is_nan(), "gate {at}");
+        }
+        assert!(cell([0.5; 4], f32::NAN).iter().all(|x| x.is_nan()));
     }
 
     #[test]

@@ -175,13 +175,13 @@ impl ByteVector for u8 {
     }
 
     #[inline(always)]
-    unsafe fn load(p: *const u8, n: usize) -> Self {
+    unsafe fn load_part(p: *const u8, n: usize) -> Self {
         // SAFETY: the caller lets n bytes be read, and one is only where there is one.
         if n > 0 { unsafe { p.read() } } else { 0 }
     }
 
     #[inline(always)]
-    unsafe fn store(self, p: *mut u8, n: usize) {
+    unsafe fn store_part(self, p: *mut u8, n: usize) {
         if n > 0 {
             // SAFETY: the caller lets n bytes be written.
             unsafe { p.write(self) }

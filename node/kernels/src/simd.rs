@@ -5,7 +5,7 @@
 //! minima and maxima), the definition here is the one of x86, and the others follow it. A NaN's sign and
 //! payload are left open.
 //!
-//! One operation alone is horizontal, [`Vector::down`], which the fixed tree of reductions is made of.
+//! One operation alone is horizontal, [`Vector::down`]: the fixed tree of reductions is made of it.
 //!
 //! # Safety
 //! Every method needs the instruction set of its type to be there; kernels are entered through
@@ -29,8 +29,8 @@ pub(crate) trait Vector: Copy + 'static {
     /// Writes the first `min(n, LANES)` values and nothing beyond.
     unsafe fn store_part(self, p: *mut f32, n: usize);
 
-    /// Lane i is lane `i + HALF` for all i below `HALF`; the others are anything. `HALF` is a power of two below
-    /// [`Self::LANES`].
+    /// Lane i is lane `i + HALF` for all i below `HALF`; the others are anything. `HALF` is a power of two
+    /// below [`Self::LANES`].
     unsafe fn down<const HALF: usize>(self) -> Self;
     /// The first lane.
     unsafe fn first(self) -> f32;
@@ -177,9 +177,9 @@ pub(crate) trait ByteVector: Copy + 'static {
     /// The same byte in all lanes.
     unsafe fn splat(x: u8) -> Self;
     /// Reads the first `min(n, LANES)` bytes and nothing beyond; the other lanes are anything.
-    unsafe fn load(p: *const u8, n: usize) -> Self;
+    unsafe fn load_part(p: *const u8, n: usize) -> Self;
     /// Writes the first `min(n, LANES)` bytes and nothing beyond.
-    unsafe fn store(self, p: *mut u8, n: usize);
+    unsafe fn store_part(self, p: *mut u8, n: usize);
     /// The greater of two, as u8.
     unsafe fn max_unsigned(self, o: Self) -> Self;
     /// The greater of two, as i8.

@@ -16,14 +16,15 @@ impl<T> Walk<T> {
     /// From the first row on.
     #[inline(always)]
     pub(crate) fn new(first: *const T, step: usize) -> Self {
-        let third = |n: usize| opaque(first.wrapping_add(3 * n * step));
+        // Most tiles have fewer rows; where the others would lie is computed, and not used.
+        let third = |n: usize| opaque(first.wrapping_add(step.wrapping_mul(3 * n)));
         Self { thirds: [first, third(1), third(2), third(3), third(4), third(5)], step }
     }
 
     /// The place in row r.
     #[inline(always)]
     pub(crate) fn at(&self, r: usize) -> *const T {
-        self.thirds[r / 3].wrapping_add(r % 3 * self.step)
+        self.thirds[r / 3].wrapping_add(self.step.wrapping_mul(r % 3))
     }
 
     /// Moves on by so many elements in each row. The last step may leave the matrix.

@@ -81,7 +81,7 @@ mod x86 {
         (i as u32 + 1).wrapping_mul(0x9e37_79b1) as i32
     }
 
-    /// The operands of product i of a round: each of the one side meets each of the other.
+    /// The operands of product i of a round, other ones than those of the product before.
     fn pick<T: Copy, const N: usize>(x: &[T; N], y: &[T; N], i: usize) -> (T, T) {
         (x[i % N], y[(i + i / N) % N])
     }

@@ -52,6 +52,9 @@ unsafe fn number(x: int32x4_t) -> Q {
 }
 
 /// The first n of 16 bytes, then zeros.
+///
+/// # Safety
+/// n bytes may be read.
 #[inline(always)]
 unsafe fn bytes_16(p: *const u8, n: usize) -> [u8; 16] {
     // SAFETY: the caller lets n bytes be read.
@@ -72,13 +75,19 @@ impl ByteVector for Qb {
     }
 
     #[inline(always)]
-    unsafe fn load(p: *const u8, n: usize) -> Self {
+    unsafe fn load_part(p: *const u8, n: usize) -> Self {
         // SAFETY: 16 bytes are read where n allows as many, else the first n.
-        unsafe { Qb(vld1q_u8(if n >= 16 { p } else { bytes_16(p, n).as_ptr() })) }
+        unsafe {
+            if n >= 16 {
+                return Qb(vld1q_u8(p));
+            }
+            let all = bytes_16(p, n);
+            Qb(vld1q_u8(all.as_ptr()))
+        }
     }
 
     #[inline(always)]
-    unsafe fn store(self, p: *mut u8, n: usize) {
+    unsafe fn store_part(self, p: *mut u8, n: usize) {
         // SAFETY: 16 bytes are written where n allows as many, else the first n.
         unsafe {
             if n >= 16 {

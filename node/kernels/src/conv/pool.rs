@@ -122,7 +122,8 @@ impl Pool {
         let (pixels, rows) = self.counts(images);
         input.check(pixels, channels);
         out.check(rows, channels);
-        self.floats(&self.whole(images), channels, input, out);
+        // SAFETY: the slices were checked.
+        unsafe { self.floats(&self.whole(images), channels, input, out) }
     }
 
     /// The rows of the input that some rows of the output are taken from.
@@ -157,11 +158,15 @@ impl Pool {
             skip_out: rows.start * self.output[1],
             rows,
         };
-        self.floats(&part, channels, input, out);
+        // SAFETY: the slices were checked.
+        unsafe { self.floats(&part, channels, input, out) }
     }
 
-    /// Slices were checked.
-    fn floats(&self, part: &Part, channels: usize, input: Rows<'_>, out: RowsMut<'_>) {
+    /// Pools a part of f32.
+    ///
+    /// # Safety
+    /// The slices hold the part's rows.
+    unsafe fn floats(&self, part: &Part, channels: usize, input: Rows<'_>, out: RowsMut<'_>) {
         let RowsMut { data, stride } = out;
         let start = data.as_mut_ptr();
         let kernel = match self.kind {
@@ -183,8 +188,7 @@ impl Pool {
                 out_step: step_out * stride,
                 divisor: divisor as f32,
             };
-            // SAFETY: the caller checked the slices, `out` is borrowed mutably, and the line's taps lie
-            // within the image.
+            // SAFETY: as the function; `out` is borrowed mutably, and the line's taps lie within the image.
             unsafe { kernel(&args) }
         });
     }
@@ -328,15 +332,22 @@ fn window<const Y: usize, const X: usize>(taps: &Taps) -> (usize, usize) {
 }
 
 /// What a pool does with its taps.
-trait Fold {
+trait PoolFold {
+    /// What no taps fold to, before the end.
     const START: f32;
+
+    /// # Safety
+    /// As [`crate::simd`].
     unsafe fn fold<V: Vector>(sum: V, x: V) -> V;
+
+    /// # Safety
+    /// As [`crate::simd`].
     unsafe fn end<V: Vector>(sum: V, divisor: f32) -> V;
 }
 
 struct Max;
 
-impl Fold for Max {
+impl PoolFold for Max {
     const START: f32 = f32::NEG_INFINITY;
 
     #[inline(always)]
@@ -353,7 +364,7 @@ impl Fold for Max {
 
 struct Average;
 
-impl Fold for Average {
+impl PoolFold for Average {
     const START: f32 = 0.0;
 
     #[inline(always)]
@@ -389,10 +400,12 @@ pub(crate) unsafe fn average_line<V: Vector>(d: &PoolArgs) {
     unsafe { by_window!(d.taps, |Y, X| fold_line::<V, Average, Y, X>(d)) }
 }
 
+/// All outputs of a line.
+///
 /// # Safety
 /// As [`PoolFn`]; `Y` and `X` are the window's, or zeros.
 #[inline(always)]
-unsafe fn fold_line<V: Vector, F: Fold, const Y: usize, const X: usize>(d: &PoolArgs) {
+unsafe fn fold_line<V: Vector, F: PoolFold, const Y: usize, const X: usize>(d: &PoolArgs) {
     for i in 0..d.count {
         // SAFETY: channels below the count, in a part at the end.
         unsafe {
@@ -412,7 +425,7 @@ unsafe fn fold_line<V: Vector, F: Fold, const Y: usize, const X: usize>(d: &Pool
 /// # Safety
 /// As [`PoolFn`]; output and channels exist; where `left` is less than N vectors, N is 1.
 #[inline(always)]
-unsafe fn fold_vectors<V: Vector, F: Fold, const Y: usize, const X: usize, const N: usize>(
+unsafe fn fold_vectors<V: Vector, F: PoolFold, const Y: usize, const X: usize, const N: usize>(
     d: &PoolArgs,
     i: usize,
     channel: usize,
@@ -421,12 +434,13 @@ unsafe fn fold_vectors<V: Vector, F: Fold, const Y: usize, const X: usize, const
     // SAFETY: as the function.
     unsafe {
         let whole = left >= N * V::LANES;
-        let from = d.x.add(i * d.x_step + channel);
+        // A window without a tap begins wherever that is.
+        let from = d.x.wrapping_add(i * d.x_step + channel);
         let mut sums = [V::splat(F::START); N];
         let (down, along) = window::<Y, X>(&d.taps);
         for outer in 0..down {
             for inner in 0..along {
-                let from = from.add(outer * d.taps.outer_a + inner * d.taps.inner_a);
+                let from = from.wrapping_add(outer * d.taps.outer_a + inner * d.taps.inner_a);
                 for (j, sum) in sums.iter_mut().enumerate() {
                     let at = from.add(j * V::LANES);
                     *sum = F::fold(*sum, if whole { V::load(at) } else { V::load_first(at, left) });
@@ -457,6 +471,8 @@ pub(crate) unsafe fn max_bytes_line<S: Simd>(d: &QPoolArgs) {
     }
 }
 
+/// All outputs of a line of bytes.
+///
 /// # Safety
 /// As [`QPoolFn`]; `Y` and `X` are the window's, or zeros.
 #[inline(always)]
@@ -467,15 +483,19 @@ unsafe fn max_bytes_outputs<S: Simd, const SIGNED: bool, const Y: usize, const X
             let left = d.channels - channel;
             // SAFETY: channels below the count, in a part at the end.
             unsafe {
-                let from = d.x.add(i * d.x_step + channel);
+                // A window without a tap begins wherever that is.
+                let from = d.x.wrapping_add(i * d.x_step + channel);
                 let mut most = S::B::splat(if SIGNED { 0x80 } else { 0 });
                 for outer in 0..down {
                     for inner in 0..along {
-                        let x = S::B::load(from.add(outer * d.taps.outer_a + inner * d.taps.inner_a), left);
+                        let x = S::B::load_part(
+                            from.wrapping_add(outer * d.taps.outer_a + inner * d.taps.inner_a),
+                            left,
+                        );
                         most = if SIGNED { most.max_signed(x) } else { most.max_unsigned(x) };
                     }
                 }
-                most.store(d.out.add(i * d.out_step + channel), left);
+                most.store_part(d.out.add(i * d.out_step + channel), left);
             }
         }
     }

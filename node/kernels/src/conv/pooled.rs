@@ -41,8 +41,8 @@ impl ConvPool {
         self.buffer_len() + self.conv.scratch_len(1)
     }
 
-    /// Convolves, and pools what comes out. Row r of `out` is pixel r of the pool's output, `[images · height ·
-    /// width, filters]`.
+    /// Convolves, and pools what comes out. Row r of `out` is pixel r of the pool's output, `[images · height
+    /// · width, filters]`.
     ///
     /// # Panics
     /// When a slice is shorter than its shape and strides say, or there is a residual.
@@ -59,6 +59,9 @@ impl ConvPool {
         let filters = self.conv.shape().filters;
         let [height, width] = self.pool.output();
         out.check(images.checked_mul(height * width).expect("images fit the address space"), filters);
+        if filters == 0 {
+            return;
+        }
         let (buffer, scratch) = scratch.split_at_mut(self.buffer_len());
         let row = self.conv.output()[1] * filters;
         for image in 0..images {

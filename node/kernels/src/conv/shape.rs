@@ -230,7 +230,7 @@ pub(crate) fn chunks(
     let bytes = (weights / 4).clamp(LEAST_BYTES, MOST_BYTES);
     let image = shape.pixels() * shape.channels * unit;
     let together = (bytes / image.max(1)).max(1);
-    let all = shape.y.outputs().unwrap_or(rows.len());
+    let all = shape.y.outputs().expect("a convolution is planned from a sound shape");
     let height = if image <= bytes { all } else { (all * bytes / image).max(4) }.max(1);
     images.clone().step_by(together).flat_map(move |image| {
         let end = images.end.min(image + together);

@@ -350,42 +350,73 @@ fn pools_take_their_windows() {
 fn a_pool_takes_rows_from_a_convolution_as_they_come() {
     for shape in shapes().into_iter().filter(is_cheap) {
         let [height, width] = shape.output().expect("a sound shape");
+        // With what is asked for, where partial windows at the end count too.
         let windows = [
-            [window(height, 3, 2, 1, [1, 1]), window(width, 2, 2, 1, [0, 1])],
-            [window(height, 2, 3, 1, [0, 2]), window(width, 1, 1, 1, [0, 0])],
-            [window(height, 1, 1, 1, [0, 0]), window(width, 3, 1, 1, [2, 2])],
+            ([window(height, 3, 2, 1, [1, 1]), window(width, 2, 2, 1, [0, 1])], None),
+            ([window(height, 2, 3, 1, [0, 2]), window(width, 1, 1, 1, [0, 0])], None),
+            ([window(height, 1, 1, 1, [0, 0]), window(width, 3, 1, 1, [2, 2])], None),
+            ([window(height, 2, 1, 2, [1, 1]), window(width, 2, 1, 1, [0, 0])], None),
+            (
+                [window(height, 2, 2, 1, [0, 0]), window(width, 1, 1, 1, [0, 0])],
+                Some([height.div_ceil(2), width]),
+            ),
         ];
-        let images = 2;
-        let count = shape.filters * shape.channels / shape.groups * shape.taps();
-        let (weights, bias) = (noise(count, 1), noise(shape.filters, 2));
-        let input = Guarded::from(&noise(images * shape.pixels() * shape.channels, 3));
-        for [y, x] in windows {
-            for kind in [PoolKind::Max, PoolKind::Average] {
-                for kernels in kernels() {
-                    let name = format!("{shape:?} {y:?} {x:?} {kind:?} {}", kernels.isa());
-                    let conv = kernels.conv(shape).expect("a sound shape");
-                    let Ok(pool) = kernels.pool(kind, y, x, None) else { continue };
-                    let both = ConvPool::with_block(conv, pool, 2000);
-                    let packed = packed(&conv, &weights);
-                    let epilogue =
-                        Epilogue { bias: Some(&bias), activation: Activation::Relu, ..Epilogue::default() };
-                    let data = ConvInput::Nhwc { data: &input, pixel: shape.channels };
-                    let mut between = vec![0.0; images * height * width * shape.filters];
-                    let target = RowsMut { data: &mut between, stride: shape.filters };
-                    let mut scratch = vec![0.0; conv.scratch_len(images)];
-                    conv.run(images, data, &packed, target, &epilogue, &mut scratch);
-                    let n = images * pool.output().iter().product::<usize>() * shape.filters;
-                    let (mut expected, mut found) = (vec![0.0; n], Guarded::from(&vec![7.0; n]));
-                    let target = RowsMut { data: &mut expected, stride: shape.filters };
-                    let from = Rows { data: &between, stride: shape.filters };
-                    pool.run(images, shape.filters, from, target);
-                    let mut scratch = Guarded::from(&vec![f32::NAN; both.scratch_len()]);
-                    let target = RowsMut { data: &mut found, stride: shape.filters };
-                    both.run(images, data, &packed, target, &epilogue, &mut scratch);
-                    same(&found, &expected, &name);
+        for (windows, output) in windows {
+            for kind in [PoolKind::Max, PoolKind::Average, PoolKind::AverageWithPadding] {
+                for block_bytes in [1, 2_000, usize::MAX] {
+                    kernels().for_each(|kernels| pooled(kernels, shape, windows, output, kind, block_bytes));
                 }
             }
         }
+    }
+}
+
+/// Compares the two in one with the two, one after the other.
+fn pooled(
+    kernels: &'static Kernels,
+    shape: ConvShape,
+    [y, x]: [Window; 2],
+    output: Option<[usize; 2]>,
+    kind: PoolKind,
+    block_bytes: usize,
+) {
+    let images = 2;
+    let count = shape.filters * shape.channels / shape.groups * shape.taps();
+    let (weights, bias) = (noise(count, 1), noise(shape.filters, 2));
+    let input = Guarded::from(&noise(images * shape.pixels() * shape.channels, 3));
+    let conv = kernels.conv(shape).expect("a sound shape");
+    let Ok(pool) = kernels.pool(kind, y, x, output) else { return };
+    let both = ConvPool::with_block(conv, pool, block_bytes);
+    let packed = packed(&conv, &weights);
+    let epilogue = Epilogue { bias: Some(&bias), activation: Activation::Relu, ..Epilogue::default() };
+    // A gap after each pixel, as in the buffer of a concatenation.
+    let (filters, stride) = (shape.filters, shape.filters + 3);
+    let pixels = pool.output().iter().product::<usize>();
+    let nchw = ConvInput::Nchw { data: &input };
+    let nhwc = ConvInput::Nhwc { data: &input, pixel: shape.channels };
+    for data in [nhwc, nchw] {
+        if shape.is_depthwise() && matches!(data, ConvInput::Nchw { .. }) {
+            continue;
+        }
+        let mut between = vec![0.0; images * conv.output().iter().product::<usize>() * filters];
+        let mut scratch = vec![0.0; conv.scratch_len(images)];
+        let target = RowsMut { data: &mut between, stride: filters };
+        conv.run(images, data, &packed, target, &epilogue, &mut scratch);
+        let (mut expected, mut found) = ([7.0].repeat(images * pixels * stride), Guarded::from(&[]));
+        pool.run(
+            images,
+            filters,
+            Rows { data: &between, stride: filters },
+            RowsMut { data: &mut expected, stride },
+        );
+        if images * pixels > 0 {
+            found = Guarded::from(&[7.0].repeat((images * pixels - 1) * stride + filters));
+            expected.truncate(found.len());
+        }
+        let mut scratch = Guarded::from(&vec![f32::NAN; both.scratch_len()]);
+        let target = RowsMut { data: &mut found, stride };
+        both.run(images, data, &packed, target, &epilogue, &mut scratch);
+        same(&found, &expected, &format!("{shape:?} {y:?} {x:?} {kind:?} {}", kernels.isa()));
     }
 }
 

@@ -131,6 +131,11 @@ fn blocks_of_rows_and_depth() {
         Case { accumulate: true, residual: true, ..Case::new(100, 513, 33) }.check();
         Case { scratch: false, ..Case::new(98, 260, 210) }.check();
         Case::new(1, 700, 1100).check();
+        // Weights that are asked for ahead: by lone tiles of a panel, and by tiles that share it.
+        Case::new(9, 300, 235).check();
+        Case::new(40, 300, 235).check();
+        // Rows that share a set of the first cache.
+        Case::new(5, 1024, 17).check();
         Case::new(2, 300, 530).check();
     } else {
         Case::new(13, sized(64, 64, 20), sized(64, 64, 20)).check();
@@ -255,5 +260,19 @@ fn packed_weights_can_be_had_back() {
             gemm.unpack(&packed, |r, c, value| found[r * n + c] = value);
             assert_eq!(found, b, "{k} x {n}");
         }
+    }
+}
+
+#[test]
+fn a_lone_row_may_say_any_stride() {
+    for kernels in kernels() {
+        let gemm = kernels.gemm(3, 2);
+        let mut packed = vec![0.0; gemm.packed_len()];
+        gemm.pack(Matrix::dense(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2), &mut packed);
+        let mut out = [0.0; 2];
+        let a = Matrix { data: &[1.0, 10.0, 100.0], row: usize::MAX / 8, col: 1 };
+        let target = RowsMut { data: &mut out, stride: usize::MAX / 8 };
+        gemm.run(1, a, &packed, target, &Epilogue::default(), &mut []);
+        assert_eq!(out, [531.0, 642.0], "{}", kernels.isa());
     }
 }

@@ -137,8 +137,8 @@ unsafe fn products<S: Simd, const MR: usize, const NV: usize, const FLIP: bool>(
     let vector = <S::V as Vector>::LANES * S::D::GROUP;
     let Taps { outer, outer_a, outer_b, inner, inner_a, inner_b, len } = t.taps;
     let (whole, rest) = (len / S::D::GROUP, len % S::D::GROUP);
-    // From where the whole groups of a run end to where the next run starts; and from the end of the last inner
-    // run.
+    // From where the whole groups of a run end to where the next run starts; and from the end of the last
+    // inner run.
     let (group_a, group_b) = (S::D::GROUP, per_panel * vector);
     let between = [inner_a.wrapping_sub(whole * group_a), inner_b.wrapping_sub(whole * group_b)];
     let after = [outer_a.wrapping_sub(inner * inner_a), outer_b.wrapping_sub(inner * inner_b)];

@@ -40,7 +40,7 @@ impl ByteVector for Yb {
     }
 
     #[inline(always)]
-    unsafe fn load(p: *const u8, n: usize) -> Self {
+    unsafe fn load_part(p: *const u8, n: usize) -> Self {
         // SAFETY: 32 bytes are read where n allows as many, else the first n.
         unsafe {
             if n >= 32 {
@@ -52,7 +52,7 @@ impl ByteVector for Yb {
     }
 
     #[inline(always)]
-    unsafe fn store(self, p: *mut u8, n: usize) {
+    unsafe fn store_part(self, p: *mut u8, n: usize) {
         // SAFETY: 32 bytes are written where n allows as many, else the first n.
         unsafe {
             if n >= 32 {

@@ -49,7 +49,7 @@ impl ByteVector for Zb {
     }
 
     #[inline(always)]
-    unsafe fn load(p: *const u8, n: usize) -> Self {
+    unsafe fn load_part(p: *const u8, n: usize) -> Self {
         // SAFETY: 64 bytes are read where n allows as many; otherwise a masked load touches the first n alone.
         unsafe {
             if n >= 64 {
@@ -61,7 +61,7 @@ impl ByteVector for Zb {
     }
 
     #[inline(always)]
-    unsafe fn store(self, p: *mut u8, n: usize) {
+    unsafe fn store_part(self, p: *mut u8, n: usize) {
         // SAFETY: no more than n bytes are written. Masked byte stores are slow on some processors, so the
         // common cases go without.
         unsafe {

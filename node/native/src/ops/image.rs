@@ -160,6 +160,13 @@ pub struct PoolImage {
 }
 
 impl PoolImage {
+    /// The kernel for images of a shape.
+    fn plan(&self, x: &[usize], target: Target<'_>) -> Result<roost_kernels::Pool, OpError> {
+        let [y, x] = self.spans(x)?;
+        let output = Some([y.output, x.output]);
+        target.kernels.pool(self.kind, window_of(&y), window_of(&x), output).map_err(refused)
+    }
+
     fn spans(&self, x: &[usize]) -> Result<[Span; 2], OpError> {
         let [_, height, width, _] = image(x, false)?;
         match &self.window {
@@ -180,15 +187,6 @@ impl PoolImage {
                 Ok([whole(height), whole(width)])
             }
         }
-    }
-}
-
-impl PoolImage {
-    /// The kernel for images of a shape.
-    fn plan(&self, x: &[usize], target: Target<'_>) -> Result<roost_kernels::Pool, OpError> {
-        let [y, x] = self.spans(x)?;
-        let output = Some([y.output, x.output]);
-        target.kernels.pool(self.kind, window_of(&y), window_of(&x), output).map_err(refused)
     }
 }
 

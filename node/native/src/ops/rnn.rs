@@ -353,3 +353,24 @@ fn gru(
         h[i] = (1.0 - update[i]) * value + update[i] * h[i];
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Sizes, in_order};
+
+    #[test]
+    fn runs_take_every_step_once_in_order() {
+        for (length, batch) in [(0, 4), (1, 1), (32, 1), (33, 8), (70, 1), (7, 65), (5, 0), (130, 30)] {
+            let sizes = Sizes { length, batch, features: 3, hidden: 2, directions: 2 };
+            for backwards in [false, true] {
+                let runs: Vec<_> = sizes.runs(backwards).collect();
+                assert!(runs.iter().all(|run| (1..=sizes.steps_at_once()).contains(&run.len())));
+                let steps = runs.into_iter().flat_map(|run| in_order(run, backwards));
+                let expected = (0..length).map(|step| if backwards { length - 1 - step } else { step });
+                assert!(steps.eq(expected), "{length} {batch} {backwards}");
+            }
+            let rows = sizes.steps_at_once() * batch;
+            assert!(rows <= 64.max(batch), "{length} {batch}: {rows} rows");
+        }
+    }
+}

@@ -14,7 +14,7 @@ use crate::ops::fact::Out;
 use crate::ops::image::{ConvImage, PoolImage};
 use crate::ops::linear::Gemm;
 use crate::ops::matrix::Linear;
-use crate::tensor::DType;
+use crate::tensor::{DType, bytes_of};
 
 /// Fuses what follows products and convolutions.
 pub fn epilogues(graph: &mut Graph) {
@@ -131,8 +131,8 @@ fn step(graph: &mut Linked<'_>, at: usize) -> bool {
         _ if matches!(op, Op::LayerNorm { .. }) => return false,
         Op::PoolImage(pool @ PoolImage { window: Some(_), .. }) => {
             let Op::ConvImage(conv) = &mut op else { return false };
-            let image: usize = out.shape.iter().skip(1).product();
-            if !free(&inputs, 3) || image * out.dtype.bytes() < POOLED_BYTES_LEAST {
+            let image = out.shape.get(1..).and_then(|image| bytes_of(out.dtype, image));
+            if !free(&inputs, 3) || image.is_none_or(|bytes| bytes < POOLED_BYTES_LEAST) {
                 return false;
             }
             conv.pool = Some(pool.clone());

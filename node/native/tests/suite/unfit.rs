@@ -371,3 +371,27 @@ fn a_layer_normalisation_in_parts_is_one_operator() {
         }
     }
 }
+
+/// No image at all, of a size that no memory holds.
+#[test]
+fn a_pool_after_a_convolution_of_nothing_does_not_overflow() {
+    let weights = TensorProto {
+        name: "w".into(),
+        dims: vec![64, 3, 1, 1],
+        data_type: DType::F32.onnx(),
+        raw_data: vec![0; 64 * 3 * 4].into(),
+        ..TensorProto::default()
+    };
+    let mut pool = node("MaxPool", &["c"], &["y"]);
+    let (name, kind) = ("kernel_shape".into(), 7);
+    pool.attribute = vec![AttributeProto { name, kind, ints: vec![2, 2], ..Default::default() }];
+    let nodes = vec![node("Conv", &["x", "w"], &["c"]), pool];
+    let imported = import(model(nodes, &[-1, 3, -1, -1], vec![weights])).expect("it imports");
+    let program = Program::compile(imported, Options::default()).expect("it compiles");
+    let x = Tensor::of::<f32>(&[0, 3, 1 << 31, 1 << 31], &[]);
+    let mut found: Vec<Tensor> = Vec::new();
+    match roost_native::Session::new(program).run(&[(&x).into()], &mut found, &|| false) {
+        Ok(_) => assert_eq!(found[0].shape(), [0, 64, (1 << 31) - 1, (1 << 31) - 1]),
+        Err(error) => assert!(matches!(error, roost_native::RunError::Arena { .. }), "{error}"),
+    }
+}
