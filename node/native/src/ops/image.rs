@@ -136,17 +136,17 @@ pub fn lower_conv(
     };
     let scratch = pooled.map_or_else(|| kernel.scratch_len(images), |pooled| pooled.scratch_len());
     let scratch = scratch * size_of::<f32>();
-    let family = match (kernel.tile(images), pooled.is_some()) {
-        (None, false) => "conv.depthwise",
-        (None, true) => "conv.depthwise+pool",
-        (Some(_), false) if nchw => "conv.stem",
-        (Some(_), true) if nchw => "conv.stem+pool",
-        (Some(_), false) if shape.taps() == 1 => "conv.pointwise",
-        (Some(_), true) if shape.taps() == 1 => "conv.pointwise+pool",
-        (Some(_), false) => "conv.spatial",
-        (Some(_), true) => "conv.spatial+pool",
+    let family = match kernel.tile(images) {
+        None => "conv.depthwise",
+        Some(_) if nchw => "conv.stem",
+        Some(_) if shape.taps() == 1 => "conv.pointwise",
+        Some(_) => "conv.spatial",
     };
-    let lowered = Lowered::new(family, run).on_tile(target, kernel.tile(images));
+    let mut lowered = Lowered::new(family, run);
+    if pooled.is_some() {
+        lowered.kernel = format!("{family}+pool").into();
+    }
+    let lowered = lowered.on_tile(target, kernel.tile(images));
     Ok(lowered.with_scratch(scratch).without_reading(&[1]))
 }
 

@@ -112,23 +112,11 @@ fn step(graph: &mut Linked<'_>, at: usize) -> bool {
     let next = &graph.nodes[reader];
     let (mut op, mut inputs) = (node.op.clone(), node.inputs.clone());
     let free = |inputs: &[Option<ValueId>], i: usize| inputs.get(i).copied().flatten().is_none();
-    let columns = out.shape.last().copied().unwrap_or(1);
     match &next.op {
-        Op::Binary(scaling @ (Binary::Mul | Binary::Add)) if matches!(op, Op::LayerNorm { .. }) => {
-            let other = if next.input(0) == Some(y) { next.input(1) } else { next.input(0) };
-            let Some(other) = other.filter(|id| graph.data(*id).is_some()) else { return false };
-            let Some(row) = graph.values[other.index()].out.as_ref() else { return false };
-            let fits =
-                row.dtype == DType::F32 && is_row(&row.shape, columns) && row.shape.len() <= out.shape.len();
-            inputs.resize(3, None);
-            // The scale comes before what is added.
-            let slot = if *scaling == Binary::Mul { 1 } else { 2 };
-            if !fits || !free(&inputs, slot) || !free(&inputs, 2) {
-                return false;
-            }
-            inputs[slot] = Some(other);
+        _ if matches!(op, Op::LayerNorm { .. }) => {
+            let Some(joined) = scaled(graph, next, y, &out, inputs) else { return false };
+            inputs = joined;
         }
-        _ if matches!(op, Op::LayerNorm { .. }) => return false,
         Op::PoolImage(pool @ PoolImage { window: Some(_), .. }) => {
             let Op::ConvImage(conv) = &mut op else { return false };
             let image = out.shape.get(1..).and_then(|image| bytes_of(out.dtype, image));
@@ -142,6 +130,7 @@ fn step(graph: &mut Linked<'_>, at: usize) -> bool {
             let other = if next.input(0) == Some(y) { next.input(1) } else { next.input(0) };
             let Some(other) = other else { return false };
             let Some(added) = graph.values[other.index()].out.clone() else { return false };
+            let columns = out.shape.last().copied().unwrap_or(1);
             // A lone column would be a row as well as a matrix, by the number of rows.
             let bias = graph.data(other).is_some()
                 && is_row(&added.shape, columns)
@@ -177,9 +166,9 @@ fn step(graph: &mut Linked<'_>, at: usize) -> bool {
         }
         _ => return false,
     }
-    let mut outputs = graph.nodes[reader].outputs.clone();
-    // The same as before, with what the reader makes in the place of what it read.
-    outputs.resize(graph.nodes[at].outputs.len(), None);
+    // What the reader makes takes the place of what it read; a normalisation's mean stays, which others may read.
+    let mut outputs = graph.nodes[at].outputs.clone();
+    outputs[0] = graph.nodes[reader].outputs[0];
     // It is left without a part in anything.
     let joined = next.op.clone();
     graph.rewrite(reader, joined, Vec::new());
@@ -187,6 +176,31 @@ fn step(graph: &mut Linked<'_>, at: usize) -> bool {
     graph.rewrite(at, op, inputs);
     graph.give(at, outputs);
     true
+}
+
+/// The inputs of a layer normalisation that makes `y`, with the constant row that `next` scales it by or adds.
+fn scaled(
+    graph: &Graph,
+    next: &Node,
+    y: ValueId,
+    out: &Out,
+    mut inputs: Vec<Option<ValueId>>,
+) -> Option<Vec<Option<ValueId>>> {
+    // The scale comes before what is added.
+    let slot = match next.op {
+        Op::Binary(Binary::Mul) => 1,
+        Op::Binary(Binary::Add) => 2,
+        _ => return None,
+    };
+    let row = if next.input(0) == Some(y) { next.input(1) } else { next.input(0) }?;
+    let shape = graph.data(row).filter(|row| row.dtype() == DType::F32)?.shape();
+    let fits = is_row(shape, *out.shape.last()?) && shape.len() <= out.shape.len();
+    inputs.resize(3, None);
+    if !fits || inputs[slot].is_some() || inputs[2].is_some() {
+        return None;
+    }
+    inputs[slot] = Some(row);
+    Some(inputs)
 }
 
 fn set_activation(op: &mut Op, fused: Activation) {

@@ -395,3 +395,32 @@ fn a_pool_after_a_convolution_of_nothing_does_not_overflow() {
         Err(error) => assert!(matches!(error, roost_native::RunError::Arena { .. }), "{error}"),
     }
 }
+
+/// What scales a layer normalisation joins it; its mean, which something else reads, is still there.
+#[test]
+fn a_layer_normalisation_that_is_scaled_keeps_its_mean() {
+    let row = |name: &str, values: [f32; 3]| TensorProto {
+        name: name.into(),
+        dims: vec![3],
+        data_type: DType::F32.onnx(),
+        raw_data: values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into(),
+        ..TensorProto::default()
+    };
+    let nodes = vec![
+        node("LayerNormalization", &["x", "scale"], &["n", "mean"]),
+        node("Add", &["n", "bias"], &["b"]),
+        node("Add", &["b", "mean"], &["y"]),
+    ];
+    let constants = vec![row("scale", [1.0, 2.0, 3.0]), row("bias", [10.0, 20.0, 30.0])];
+    let imported = import(model(nodes, &[1, 3], constants)).expect("it imports");
+    let program = Program::compile(imported, Options::default()).expect("it compiles");
+    let plan = roost_native::inspect::plan(&program, &[vec![1, 3]]).expect("it plans").expect("a plan");
+    assert_eq!(plan.steps.len(), 2);
+    let x = Tensor::of(&[1, 3], &[4.0_f32, 5.0, 6.0]);
+    let mut found: Vec<Tensor> = Vec::new();
+    roost_native::Session::new(program).run(&[(&x).into()], &mut found, &|| false).expect("it runs");
+    let side = 1.0 / (2.0_f64 / 3.0 + 1e-5).sqrt();
+    for (found, expected) in found[0].floats().iter().zip([15.0 - side, 25.0, 35.0 + 3.0 * side]) {
+        assert!((f64::from(*found) - expected).abs() < 1e-5, "{found}, {expected} is right");
+    }
+}
