@@ -143,6 +143,11 @@ impl Pool {
         rows.saturating_sub(1) * stride + (kernel - 1) * dilation + 1
     }
 
+    /// How many rows of the output, one after the other, so many rows of the input suffice for at least.
+    pub(crate) fn rows_of(&self, rows: usize) -> usize {
+        rows.checked_sub(self.rows_read_most(1)).map_or(0, |more| more / self.y.stride + 1)
+    }
+
     /// Rows of the output of one image, from those rows of the input that [`Self::rows_read`] says.
     ///
     /// # Panics

@@ -31,8 +31,7 @@ impl ConvPool {
         assert_eq!(conv.output(), pool.input(), "the pool takes what the convolution gives");
         let row_bytes = conv.output()[1] * conv.shape().filters * size_of::<f32>();
         let rows = bytes / row_bytes.max(1);
-        let fits = |block: &usize| pool.rows_read_most(*block) <= rows;
-        let block = (1..=pool.output()[0]).take_while(fits).last().unwrap_or(1);
+        let block = pool.rows_of(rows).clamp(1, pool.output()[0].max(1));
         Self { conv, pool, block }
     }
 
