@@ -12,8 +12,11 @@ pub(crate) use epilogue::extent;
 pub use epilogue::{Activation, Epilogue, Rows};
 use pack::{copy_rows, pack_b};
 
+use std::ops::Range;
+
 use crate::elementwise::UnaryKernel;
 use crate::gemm::tile::{Clamp, Taps, TileArgs, Tiles};
+use crate::half::{Half, Weights};
 use crate::prefetch::Ahead;
 use crate::table::Kernels;
 
@@ -26,10 +29,19 @@ const K_BLOCK: usize = 1024;
 /// half of it up to 6 % more.
 const A_BLOCK_BYTES: usize = 256 << 10;
 
+/// Bytes of weights that are widened at a time, to stay in a first cache of 32 KiB beside rows of a tile.
+const WIDE_BYTES: usize = 16 << 10;
+
+/// The widest tiles where weights are widened, as a power of two of vectors: wider ones have no depth left.
+pub(crate) const WIDE_W: usize = 2;
+
 /// Rows this far apart fall into one set of a first cache of 64 sets; the widest tiles, of 12 to 14 rows,
 /// have more rows than it has ways. Half as far they share two sets, which is enough: copying them was 5 to 7
 /// % slower with 512 columns on AVX-512, and 3 to 5 % on AVX2.
 const ALIAS_BYTES: usize = 4096;
+
+/// Elements of a cache line.
+const LINE: usize = 64 / size_of::<f32>();
 
 /// A matrix with any strides: element (r, c) is at `r · row + c · col`.
 #[derive(Debug, Clone, Copy)]
@@ -132,26 +144,40 @@ impl Gemm {
     /// Rows and columns of the tile that most of a product of m rows runs on.
     pub fn tile(&self, m: usize) -> [usize; 2] {
         let tiles = self.kernels.tiles();
-        let w = if self.n <= tiles.lanes { 0 } else { Plan::of(tiles, m).w };
-        [m.div_ceil(m.div_ceil(Plan::of(tiles, m).rows).max(1)), tiles.lanes << w]
+        let w = if self.n <= tiles.lanes { 0 } else { Plan::of(tiles, m, None).w };
+        [m.div_ceil(m.div_ceil(Plan::of(tiles, m, None).rows).max(1)), tiles.lanes << w]
     }
 
-    /// Elements of scratch that [`Self::run`] wants for m rows. With less it runs all the same, to the same
-    /// bits, and may be slower.
-    pub fn scratch_len(&self, m: usize) -> usize {
-        let k = self.k.min(K_BLOCK);
+    /// Elements of scratch that [`Self::run`] wants for m rows, with weights of a format. Where that is f32, it
+    /// runs with less all the same, to the same bits, and may be slower.
+    pub fn scratch_len(&self, m: usize, format: Option<Half>) -> usize {
+        let plan = Plan::of(self.kernels.tiles(), m, format);
+        self.wide_len(plan, format) + self.copied_len(m, k_block(self.kernels.tiles(), plan, format))
+    }
+
+    /// Elements that weights of a format are widened to at a time, in whole cache lines.
+    fn wide_len(&self, plan: Plan, format: Option<Half>) -> usize {
+        let tiles = self.kernels.tiles();
+        let depth = self.k.min(k_block(tiles, plan, format));
+        if format.is_some() { ((tiles.lanes << plan.w) * depth).next_multiple_of(LINE) } else { 0 }
+    }
+
+    /// Elements of the copy of A in a pass of a depth.
+    fn copied_len(&self, m: usize, k_block: usize) -> usize {
+        let k = self.k.min(k_block);
         if m > 1 { m.min(row_block(k, m)) * copied_stride(k) } else { 0 }
     }
 
     /// `out[m, n] = epilogue(A[m, k] · B)`.
     ///
     /// # Panics
-    /// When a slice is shorter than its shape and strides say.
+    /// When a slice is shorter than its shape and strides say; when weights that are not f32 have less scratch
+    /// than [`Self::scratch_len`].
     pub fn run(
         &self,
         m: usize,
         a: Matrix<'_>,
-        packed: &[f32],
+        packed: Weights<'_>,
         out: RowsMut<'_>,
         epilogue: &Epilogue<'_>,
         scratch: &mut [f32],
@@ -169,14 +195,23 @@ impl Gemm {
         }
         let tiles = kernels.tiles();
         let (clamp, map) = epilogue.activation.split();
-        let plan = Plan::of(tiles, m);
+        let format = packed.half();
+        let plan = Plan::of(tiles, m, format);
+        let depth = k_block(tiles, plan, format);
+        let (wide, scratch) = scratch.split_at_mut(self.wide_len(plan, format));
         // Rows that evict each other, and columns that lie apart, are copied; a copy is cheap beside the
         // products.
         let awkward = a.col != 1 || (m > 2 && (a.row * size_of::<f32>()).is_multiple_of(ALIAS_BYTES));
-        let copy_a = m > 1 && awkward && scratch.len() >= self.scratch_len(m);
-        let (k_block, row_block) =
-            if m > plan.rows || copy_a { (K_BLOCK, row_block(k.min(K_BLOCK), m)) } else { (k.max(1), m) };
+        let copy_a = m > 1 && awkward && scratch.len() >= self.copied_len(m, depth);
+        let one_tile = m <= plan.rows && !copy_a;
+        let (k_block, row_block) = match format {
+            None if one_tile => (k.max(1), m),
+            _ => (depth, row_block(k.min(depth), m)),
+        };
+        // A tile alone widens its panels from end to end, as hardware reads ahead.
+        let columns = if format.is_some() && one_tile { tiles.lanes << plan.w } else { n };
         let job = Job {
+            kernels,
             tiles,
             plan,
             k,
@@ -191,21 +226,18 @@ impl Gemm {
             clamp,
             map: map.map(|unary| kernels.unary(unary)),
         };
-        for k0 in (0..k.max(1)).step_by(k_block) {
-            let k1 = k.min(k0 + k_block);
-            for m0 in (0..m).step_by(row_block) {
-                let rows = row_block.min(m - m0);
-                // SAFETY: shapes and strides were checked against the slices above, for all of m, k and n;
-                // `out` is borrowed mutably; the table came from `Kernels::of`.
-                unsafe {
-                    job.block(
-                        m0,
-                        rows,
-                        k0,
-                        k1,
-                        epilogue.accumulate || k0 > 0,
-                        copy_a.then_some(&mut *scratch),
-                    );
+        for first in (0..n).step_by(columns) {
+            for k0 in (0..k.max(1)).step_by(k_block) {
+                for m0 in (0..m).step_by(row_block) {
+                    let block = Block {
+                        rows: m0..m.min(m0 + row_block),
+                        depth: k0..k.min(k0 + k_block),
+                        columns: first..n.min(first + columns),
+                        from_c: epilogue.accumulate || k0 > 0,
+                    };
+                    // SAFETY: shapes and strides were checked against the slices above, for all of m, k and n;
+                    // `out` is borrowed mutably; the table came from `Kernels::of`.
+                    unsafe { job.block(&block, wide, copy_a.then_some(&mut *scratch)) };
                 }
             }
         }
@@ -226,20 +258,22 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(tiles: &Tiles, m: usize) -> Self {
+    fn of(tiles: &Tiles, m: usize, format: Option<Half>) -> Self {
         let w = tiles.widest(m, 1);
+        let w = if format.is_some() { w.min(WIDE_W) } else { w };
         Self { w, rows: tiles.rows(w) }
     }
 }
 
 /// A product under way.
 struct Job<'a> {
+    kernels: &'static Kernels,
     tiles: &'static Tiles,
     plan: Plan,
     k: usize,
     n: usize,
     a: Matrix<'a>,
-    packed: &'a [f32],
+    packed: Weights<'a>,
     out: *mut f32,
     out_row: usize,
     bias: *const f32,
@@ -249,33 +283,38 @@ struct Job<'a> {
     map: Option<UnaryKernel>,
 }
 
+/// A part of a product.
+struct Block {
+    rows: Range<usize>,
+    depth: Range<usize>,
+    /// From the start of a panel on.
+    columns: Range<usize>,
+    /// Whether sums go on from what C holds.
+    from_c: bool,
+}
+
 impl Job<'_> {
-    /// Rows `m0 .. m0 + rows` over `k0 .. k1`, all columns.
+    /// A part; `wide` and `scratch` are for widened weights and for a copy of the rows.
     ///
     /// # Safety
     /// All of this lies within the slices that the pointers came from, and `out` is this job's alone.
-    unsafe fn block(
-        &self,
-        m0: usize,
-        rows: usize,
-        k0: usize,
-        k1: usize,
-        from_c: bool,
-        scratch: Option<&mut [f32]>,
-    ) {
+    unsafe fn block(&self, block: &Block, wide: &mut [f32], scratch: Option<&mut [f32]>) {
+        let Block { rows: Range { start: m0, end: m1 }, depth: Range { start: k0, end: k1 }, .. } = *block;
+        let rows = m1 - m0;
         let last = k1 == self.k;
         let count = rows.div_ceil(self.plan.rows);
+        let b_depth = if self.packed.half().is_some() { k1 - k0 } else { self.k };
         let mut args = TileArgs {
             a: std::ptr::null(),
             a_row: self.a.row,
             a_k: self.a.col,
             taps: Taps::one(k1 - k0),
             b: std::ptr::null(),
-            b_panel: self.tiles.panel() * self.k,
+            b_panel: self.tiles.panel() * b_depth,
             c: self.out,
             c_row: self.out_row,
             cols: 0,
-            from_c,
+            from_c: block.from_c,
             bias: std::ptr::null(),
             residual: std::ptr::null(),
             residual_row: self.residual_row,
@@ -286,18 +325,34 @@ impl Job<'_> {
             copy_rows(self.a, m0, rows, k0, k1, copied_stride(k1 - k0), scratch);
             scratch.as_ptr()
         });
-        let mut column = 0;
-        while column < self.n {
+        let mut column = block.columns.start;
+        while column < block.columns.end {
             let w = self.width_at(column);
             let width = self.tiles.lanes << w;
             args.cols = width.min(self.n - column);
             let panel_width = if w == 0 { self.tiles.lanes } else { self.tiles.panel() };
-            // SAFETY: the packed B has k rows of `column` columns before this panel, and within it k0 rows.
-            args.b = unsafe { self.packed.as_ptr().add(column * self.k + k0 * panel_width) };
-            let after = self.packed.as_ptr().wrapping_add((column + width) * self.k + k0 * panel_width);
+            let first = column * self.k + k0 * panel_width;
+            args.b = match self.packed {
+                // SAFETY: the packed B has k rows of `column` columns before this panel, and within it k0 rows.
+                Weights::F32(packed) => unsafe { packed.as_ptr().add(first) },
+                Weights::Half(format, packed) => {
+                    let len = (k1 - k0) * panel_width;
+                    for panel in 0..width / panel_width {
+                        let from = first + panel * panel_width * self.k;
+                        let to = &mut wide[panel * len..(panel + 1) * len];
+                        self.kernels.widen(format, &packed[from..from + len], to);
+                    }
+                    wide.as_ptr()
+                }
+            };
+            let after = self.packed.address((column + width) * self.k + k0 * panel_width);
             let next_width = width.min(self.n.saturating_sub(column + width));
-            let bytes = (k1 - k0) * next_width * size_of::<f32>();
-            args.ahead = Ahead::new(after.cast(), bytes, count, k1 - k0, size_of_val(self.packed));
+            let bytes = (k1 - k0) * next_width * self.packed.element_bytes();
+            args.ahead = match self.packed {
+                // What it reads itself is widened already.
+                Weights::Half(..) if count == 1 => Ahead::Nothing,
+                _ => Ahead::new(after, bytes, count, k1 - k0, self.packed.size_bytes()),
+            };
             for (r, height) in cut(rows, count) {
                 // SAFETY: row m0 + r and column `column` are within A, C, bias and residual, as the caller
                 // says.
@@ -346,6 +401,12 @@ impl Job<'_> {
     }
 }
 
+/// Depth of a pass, with weights of a format.
+fn k_block(tiles: &Tiles, plan: Plan, format: Option<Half>) -> usize {
+    let widened = WIDE_BYTES / size_of::<f32>() / (tiles.lanes << plan.w);
+    if format.is_some() { widened } else { K_BLOCK }
+}
+
 /// Rows of a pass over k of a depth.
 fn row_block(k: usize, m: usize) -> usize {
     (A_BLOCK_BYTES / size_of::<f32>() / k.max(1)).clamp(56, m.max(56))
@@ -353,7 +414,6 @@ fn row_block(k: usize, m: usize) -> usize {
 
 /// From a row of copied A to the next: an odd number of cache lines, so that rows fall into different sets.
 fn copied_stride(k: usize) -> usize {
-    const LINE: usize = 64 / size_of::<f32>();
     (k.div_ceil(LINE) | 1) * LINE
 }
 

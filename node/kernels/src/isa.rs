@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 pub enum Isa {
     /// Plain Rust, one lane. The specification of all others; runs anywhere.
     Scalar,
-    /// x86-64 with AVX2 and FMA: 8 lanes.
+    /// x86-64 with AVX2, FMA and F16C: 8 lanes.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL: 16 lanes. Integer products use VNNI where the machine has it.
     Avx512,
@@ -46,7 +46,7 @@ fn list(isas: &[Isa]) -> String {
 pub struct Features {
     /// x86-64: FMA, which plain Rust code then uses too.
     pub fma: bool,
-    /// x86-64: AVX2 and FMA.
+    /// x86-64: AVX2, FMA and F16C, which all processors with the first have.
     pub avx2: bool,
     /// x86-64: AVX-512 F, BW, DQ, VL.
     pub avx512: bool,
@@ -70,7 +70,7 @@ impl Features {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     fn ask() -> Self {
         let fma = is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx");
-        let avx2 = fma && is_x86_feature_detected!("avx2");
+        let avx2 = fma && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
         let avx512 = avx2
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")

@@ -13,8 +13,8 @@
 //! - [`Gemm`], [`QGemm`]: products in f32 and in 8 bits, weights packed beforehand, with an epilogue. `walk`:
 //!   how their tiles go through rows and panels; `prefetch`: how weights come in time.
 //! - [`Conv`], [`QConv`], [`Pool`], and [`ConvPool`], the first and the last in one: images in NHWC.
-//! - [`Unary`], [`Binary`], [`Reduce`], softmax, norms, recurrent cells, quantisation, [`transpose()`]: over
-//!   rows.
+//! - [`Unary`], [`Binary`], [`Reduce`], softmax, norms, recurrent cells, quantisation, [`Half`] precision,
+//!   [`transpose()`]: over rows.
 //!
 //! Kernels never allocate and never take a lock: results and scratch are slices of the caller's. Sizes are
 //! asserted where a kernel is entered; that is the proof for the unsafe code below. Deliberately absent:
@@ -25,6 +25,7 @@ mod conv;
 #[macro_use]
 mod elementwise;
 mod gemm;
+mod half;
 mod isa;
 mod lookup;
 mod math;
@@ -53,6 +54,7 @@ mod test;
 pub use conv::{Conv, ConvInput, ConvPool, ConvShape, Pool, PoolKind, QConv, QWeights, ShapeError, Window};
 pub use elementwise::{Binary, BinaryKernel, Operand, Unary, UnaryKernel};
 pub use gemm::{Activation, Epilogue, Gemm, Matrix, Rows, RowsMut};
+pub use half::{Half, Weights};
 pub use isa::{Features, Isa, IsaError};
 pub use norm::Moments;
 pub use qgemm::{ByteRows, BytesOut, FloatsOut, Output, QGemm, Sign, SumsOut, WeightZeros};

@@ -37,6 +37,18 @@ impl Vector for f32 {
     }
 
     #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self {
+        // SAFETY: the caller lets one number be read.
+        unsafe { half::f16::from_bits(p.read()).to_f32_const() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self {
+        // SAFETY: the caller lets one number be read.
+        unsafe { f32::from_bits(u32::from(p.read()) << 16) }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: the caller lets one value be written.
         unsafe { p.write(self) }

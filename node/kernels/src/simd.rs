@@ -24,6 +24,10 @@ pub(crate) trait Vector: Copy + 'static {
     unsafe fn load(p: *const f32) -> Self;
     /// Reads the first `min(n, LANES)` values and nothing beyond; the other lanes come from `fill`.
     unsafe fn load_part(p: *const f32, n: usize, fill: Self) -> Self;
+    /// Reads the bits of [`Self::LANES`] numbers of IEEE 754 binary16; no alignment needed.
+    unsafe fn load_f16(p: *const u16) -> Self;
+    /// Reads the bits of [`Self::LANES`] numbers of bfloat16; no alignment needed.
+    unsafe fn load_bf16(p: *const u16) -> Self;
     /// Writes [`Self::LANES`] values; no alignment needed.
     unsafe fn store(self, p: *mut f32);
     /// Writes the first `min(n, LANES)` values and nothing beyond.
@@ -290,6 +294,18 @@ impl<T: Vector> Vector for Pair<T> {
             let upper = n.saturating_sub(T::LANES);
             Pair(T::load_part(p, n, fill.0), T::load_part(p.wrapping_add(T::LANES), upper, fill.1))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self {
+        // SAFETY: the caller lets 2 · T::LANES numbers be read.
+        unsafe { Pair(T::load_f16(p), T::load_f16(p.add(T::LANES))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self {
+        // SAFETY: the caller lets 2 · T::LANES numbers be read.
+        unsafe { Pair(T::load_bf16(p), T::load_bf16(p.add(T::LANES))) }
     }
 
     #[inline(always)]

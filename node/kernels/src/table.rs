@@ -8,6 +8,7 @@
 use crate::conv::{DepthwiseFn, PoolFn, QDepthwiseFn, QPoolFn};
 use crate::elementwise::{MAPS, MapFn, ZIPS, ZipFn};
 use crate::gemm::tile::Tiles;
+use crate::half::WidenFn;
 use crate::isa::{Features, Isa, IsaError};
 use crate::lookup::LookupFn;
 use crate::norm::NormFn;
@@ -43,6 +44,7 @@ pub(crate) struct Entries {
     pub(crate) average_pool: PoolFn,
     pub(crate) max_bytes: QPoolFn,
     pub(crate) lookup: LookupFn,
+    pub(crate) widen: WidenFn,
 }
 
 impl Kernels {
@@ -176,6 +178,7 @@ accessors! {
     average_pool_fn: average_pool -> PoolFn;
     max_bytes_fn: max_bytes -> QPoolFn;
     lookup_fn: lookup -> LookupFn;
+    widen_fn: widen -> WidenFn;
 }
 
 impl Kernels {
@@ -269,6 +272,7 @@ macro_rules! entries {
             };
             use crate::elementwise::{Map, MapArgs, Zip, map, zip};
             use crate::gemm::tile::{TileArgs, Tiles, tile};
+            use crate::half::{Half, widen};
             use crate::norm::{Moments, NormArgs, norm};
             use crate::quantize::{Quantization, dequantize, quantize};
             use crate::reduce::{Fold, reduce};
@@ -309,6 +313,7 @@ macro_rules! entries {
                 average_pool: average_pool_entry,
                 max_bytes: max_bytes_entry,
                 lookup: crate::lookup::lookup,
+                widen: widen_entry,
             };
 
             entry!([$($feature)?] tile_entry [const MR: usize, const NV: usize] (t: &TileArgs), tile::<V, MR, NV>);
@@ -344,6 +349,7 @@ macro_rules! entries {
                 (update: *const f32, candidate: *const f32, hidden: *mut f32, n: usize),
                 blend::<S>
             );
+            entry!([$($feature)?] widen_entry [] (x: *const u16, y: *mut f32, n: usize, format: Half), widen::<V>);
             entry!([$($feature)?] depthwise_entry [] (d: &DepthwiseArgs), depthwise::<V>);
             entry!([$($feature)?] qdepthwise_entry [] (d: &QDepthwiseArgs), qdepthwise::<S>);
             entry!([$($feature)?] max_pool_entry [] (d: &PoolArgs), max_line::<V>);
@@ -374,7 +380,7 @@ static SCALAR_FMA: Kernels = Kernels { isa: Isa::Scalar, entries: scalar_fma::EN
 // 16 registers: up to 12 sums, two vectors of B and one of A.
 #[cfg(target_arch = "x86_64")]
 entries! {
-    avx2, avx2_integer, crate::x86::avx2::Avx2, ["avx2,fma"],
+    avx2, avx2_integer, crate::x86::avx2::Avx2, ["avx2,fma,f16c"],
     tiles: [1 2 3 4 5 6] [1 2 3 4 5 6] [1 2 3] [1] []
 }
 

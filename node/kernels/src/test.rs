@@ -31,6 +31,13 @@ pub(crate) fn noise(n: usize, seed: u64) -> Vec<f32> {
     bits(n, seed).map(|x| (x >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
 }
 
+/// The upper halves of numbers: these as bfloat16, and what they are as f32.
+pub(crate) fn halved(numbers: &[f32]) -> (Vec<u16>, Vec<f32>) {
+    let halves: Vec<u16> = numbers.iter().map(|x| (x.to_bits() >> 16) as u16).collect();
+    let wide = halves.iter().map(|half| f32::from_bits(u32::from(*half) << 16)).collect();
+    (halves, wide)
+}
+
 /// Bytes, the same for equal seeds.
 pub(crate) fn bytes(n: usize, seed: u64) -> Vec<u8> {
     bits(n, seed).map(|x| (x >> 56) as u8).collect()

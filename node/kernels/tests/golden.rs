@@ -5,7 +5,8 @@
 //! say so in the release notes, and write the new number here.
 
 use roost_kernels::{
-    Activation, ConvInput, ConvShape, Epilogue, Kernels, Matrix, Reduce, Rows, RowsMut, Unary, Window,
+    Activation, ConvInput, ConvShape, Epilogue, Kernels, Matrix, Reduce, Rows, RowsMut, Unary, Weights,
+    Window,
 };
 
 const GOLDEN: u64 = 0x2654_9460_b1fa_e3a4;
@@ -46,7 +47,7 @@ fn digest(kernels: &'static Kernels) -> u64 {
         ..Epilogue::default()
     };
     let target = RowsMut { data: &mut out, stride: n };
-    gemm.run(m, Matrix::dense(&a, k), &packed, target, &epilogue, &mut []);
+    gemm.run(m, Matrix::dense(&a, k), Weights::F32(&packed), target, &epilogue, &mut []);
     state = hash(state, &out);
 
     let side = |size| Window { size, kernel: 3, stride: 1, dilation: 1, before: 1, after: 1 };
@@ -58,7 +59,7 @@ fn digest(kernels: &'static Kernels) -> u64 {
     let image = noise(7 * 6 * 5, 6);
     let target = RowsMut { data: &mut out, stride: 19 };
     let input = ConvInput::Nhwc { data: &image, pixel: 5 };
-    conv.run(1, input, &packed, target, &Epilogue::default(), &mut []);
+    conv.run(1, input, Weights::F32(&packed), target, &Epilogue::default(), &mut []);
     state = hash(state, &out);
 
     let x: Vec<f32> = noise(1_000, 7).iter().map(|x| x * 12.0).collect();

@@ -425,8 +425,8 @@ pub fn lower(op: &Op, ins: Facts<'_>, outs: &[Out], target: Target<'_>) -> Resul
         Op::Binary(binary) => elementwise::lower_binary(*binary, ins, out, target),
         Op::Where => elementwise::lower_where(ins, out),
         Op::Clip => elementwise::lower_clip(ins),
-        Op::Cast { to } => convert::lower(*to, ins),
-        Op::CastLike => convert::lower(out.dtype, ins),
+        Op::Cast { to } => convert::lower(*to, ins, target),
+        Op::CastLike => convert::lower(out.dtype, ins, target),
         Op::Identity | Op::Reshape { .. } | Op::Flatten { .. } | Op::Squeeze | Op::Unsqueeze => {
             Ok(convert::copy())
         }
@@ -434,7 +434,7 @@ pub fn lower(op: &Op, ins: Facts<'_>, outs: &[Out], target: Target<'_>) -> Resul
         Op::Concat { axis } => movement::lower_concat(ins, *axis, out),
         Op::Split { axis, part, parts } => movement::lower_split(ins, *axis, *part, *parts, out),
         Op::Slice => movement::lower_slice(ins, out),
-        Op::Gather { axis } => indexing::lower_gather(ins, *axis),
+        Op::Gather { axis } => indexing::lower_gather(ins, *axis, target),
         Op::GatherElements { axis } => indexing::lower_gather_elements(ins, *axis),
         Op::GatherNd { batch_dims } => indexing::lower_gather_nd(ins, *batch_dims),
         Op::ScatterElements { axis, reduction } => indexing::lower_scatter_elements(ins, *axis, *reduction),

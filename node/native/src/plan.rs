@@ -9,5 +9,6 @@
 pub mod arena;
 pub mod bind;
 pub mod condense;
+pub mod floats;
 pub mod pack;
 pub mod schedule;

@@ -92,11 +92,10 @@ fn memory_is_taken_once() {
         ("squeezenet_int8_qdq", photos(1), 1.25),
         ("text_encoder_tiny", tokens(), 1.25),
         ("sentence_boundary_bilstm", characters, 1.25),
-        // Half precision is computed, and so packed, in f32.
         (
             "squeezenet_fp16",
             vec![Tensor::of_dtype(DType::F16, &[1, 3, 224, 224], &[0; 2 * 3 * 224 * 224])],
-            2.5,
+            1.25,
         ),
     ];
     for (name, inputs, times) in cases {

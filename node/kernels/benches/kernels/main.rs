@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use roost_kernels::{
     Activation, ByteRows, BytesOut, ConvInput, ConvShape, Epilogue, Isa, Kernels, Matrix, Output, QWeights,
-    Quantization, RowsMut, Sign, SumsOut, Unary, Window, transpose,
+    Quantization, RowsMut, Sign, SumsOut, Unary, Weights, Window, transpose,
 };
 
 use report::{Bits, Report};
@@ -151,7 +151,7 @@ fn gemm(kernels: &'static Kernels, report: &mut Report) {
         gemm.pack(Matrix::dense(weights.get(), n), packed.get());
         for m in [1, 8, 32, 64, 128, 1024] {
             let (mut a, mut c) = (Floats::new(m * k), Floats::new(m * n));
-            let mut scratch = Floats::new(gemm.scratch_len(m));
+            let mut scratch = Floats::new(gemm.scratch_len(m, None));
             let aim = match kernels.isa() {
                 // Smaller matrices than transformers have are in the table without an aim.
                 _ if k < 768 => None,
@@ -163,7 +163,7 @@ fn gemm(kernels: &'static Kernels, report: &mut Report) {
             report.share(&format!("gemm {m}x{k}x{n}"), 2.0 * (m * n * k) as f64, Bits::Float, aim, || {
                 let out = RowsMut { data: c.get(), stride: n };
                 let a = Matrix::dense(a.get(), k);
-                gemm.run(m, a, packed.get(), out, &Epilogue::default(), scratch.get());
+                gemm.run(m, a, Weights::F32(packed.get()), out, &Epilogue::default(), scratch.get());
             });
         }
     }
@@ -205,12 +205,12 @@ fn conv(kernels: &'static Kernels, report: &mut Report) {
         let mut packed = Floats::new(conv.packed_len());
         conv.pack(weights.get(), packed.get());
         let (mut x, mut y) = (Floats::new(size * size * channels), Floats::new(size * size * filters));
-        let mut scratch = Floats::new(conv.scratch_len(1));
+        let mut scratch = Floats::new(conv.scratch_len(1, None));
         let name = format!("conv {kernel}x{kernel} {size}x{size} {channels} -> {filters}");
         report.share(&name, operations(size, kernel, channels, filters), Bits::Float, None, || {
             let out = RowsMut { data: y.get(), stride: filters };
             let input = ConvInput::Nhwc { data: x.get(), pixel: channels };
-            conv.run(1, input, packed.get(), out, &epilogue, scratch.get());
+            conv.run(1, input, Weights::F32(packed.get()), out, &epilogue, scratch.get());
         });
     }
     let stem = |size| Window { size, kernel: 3, stride: 2, dilation: 1, before: 0, after: 0 };
@@ -222,7 +222,7 @@ fn conv(kernels: &'static Kernels, report: &mut Report) {
     let name = "stem 3x3 stride 2, 224x224 3 -> 64, NCHW";
     report.share(name, 2.0 * (111 * 111 * 27 * 64) as f64, Bits::Float, None, || {
         let out = RowsMut { data: y.get(), stride: 64 };
-        conv.run(1, ConvInput::Nchw { data: x.get() }, packed.get(), out, &epilogue, &mut []);
+        conv.run(1, ConvInput::Nchw { data: x.get() }, Weights::F32(packed.get()), out, &epilogue, &mut []);
     });
     let shape = ConvShape { y: same(56, 3), x: same(56, 3), channels: 128, filters: 128, groups: 128 };
     let conv = kernels.conv(shape).expect("a shape");
@@ -232,7 +232,7 @@ fn conv(kernels: &'static Kernels, report: &mut Report) {
     report.share("depthwise 3x3 56x56 128", 2.0 * (166 * 166 * 128) as f64, Bits::Float, None, || {
         let out = RowsMut { data: y.get(), stride: 128 };
         let input = ConvInput::Nhwc { data: x.get(), pixel: 128 };
-        conv.run(1, input, packed.get(), out, &epilogue, &mut []);
+        conv.run(1, input, Weights::F32(packed.get()), out, &epilogue, &mut []);
     });
 }
 

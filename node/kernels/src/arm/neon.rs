@@ -143,6 +143,18 @@ impl Vector for Q {
     }
 
     #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self {
+        // SAFETY: the caller lets 4 numbers be read.
+        unsafe { Q(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self {
+        // SAFETY: the caller lets 4 numbers be read.
+        unsafe { Q(vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p)))) }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: the caller lets 4 values be written.
         unsafe { vst1q_f32(p, self.0) }

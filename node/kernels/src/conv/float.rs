@@ -7,7 +7,8 @@ use crate::conv::shape::{Along, Line, Span, across, chunks, lines};
 use crate::conv::{ConvShape, ShapeError};
 use crate::elementwise::UnaryKernel;
 use crate::gemm::tile::{Clamp, Taps, TileArgs};
-use crate::gemm::{Epilogue, Gemm, Matrix, RowsMut, cut, extent, packed_columns};
+use crate::gemm::{Epilogue, Gemm, Matrix, RowsMut, WIDE_W, cut, extent, packed_columns};
+use crate::half::{Half, Weights};
 use crate::prefetch::Ahead;
 use crate::table::Kernels;
 
@@ -193,20 +194,32 @@ impl Conv {
         }
     }
 
-    /// Elements of scratch that [`Self::run`] wants; with less it is slower, to the same bits.
-    pub fn scratch_len(&self, images: usize) -> usize {
-        if self.as_gemm().is_some() { self.gemm().scratch_len(images * self.shape.pixels()) } else { 0 }
+    /// Elements of scratch that [`Self::run`] wants, with weights of a format. Where that is f32, it is slower
+    /// with less, to the same bits.
+    pub fn scratch_len(&self, images: usize, format: Option<Half>) -> usize {
+        if self.as_gemm().is_some() {
+            return self.gemm().scratch_len(images * self.shape.pixels(), format);
+        }
+        if format.is_some() { self.wide_len() } else { 0 }
+    }
+
+    /// Elements that weights of half precision are widened to at a time.
+    fn wide_len(&self) -> usize {
+        let depth = self.shape.taps() * (self.shape.channels / self.shape.groups);
+        let columns = (self.kernels.tiles().lanes << WIDE_W) * depth;
+        if self.shape.is_depthwise() { self.packed_len() } else { columns.min(self.group_len()) }
     }
 
     /// Convolves. Row r of `out` is pixel r of the output, `[images · height · width, filters]`.
     ///
     /// # Panics
-    /// When a slice is shorter than its shape and strides say.
+    /// When a slice is shorter than its shape and strides say; when weights that are not f32 have less scratch
+    /// than [`Self::scratch_len`].
     pub fn run(
         &self,
         images: usize,
         input: ConvInput<'_>,
-        packed: &[f32],
+        packed: Weights<'_>,
         out: RowsMut<'_>,
         epilogue: &Epilogue<'_>,
         scratch: &mut [f32],
@@ -219,14 +232,14 @@ impl Conv {
     /// residual have these rows alone.
     ///
     /// # Panics
-    /// When a slice is shorter than its shape and strides say.
+    /// As [`Self::run`].
     #[expect(clippy::too_many_arguments, reason = "the operands, and which part of them")]
     pub(crate) fn run_part(
         &self,
         images: Range<usize>,
         part: Range<usize>,
         input: ConvInput<'_>,
-        packed: &[f32],
+        packed: Weights<'_>,
         out: RowsMut<'_>,
         epilogue: &Epilogue<'_>,
         scratch: &mut [f32],
@@ -295,7 +308,7 @@ impl Conv {
             map: map.map(|unary| self.kernels.unary(unary)),
         };
         // SAFETY: all slices were checked above against images, shape and strides; `out` is borrowed mutably.
-        unsafe { if shape.is_depthwise() { job.depthwise() } else { job.dense() } }
+        unsafe { if shape.is_depthwise() { job.depthwise(scratch) } else { job.dense(scratch) } }
     }
 
     /// Elements of a group's packed weights.
@@ -326,8 +339,8 @@ struct Panel {
     channel: usize,
     /// The first filter.
     filter: usize,
-    /// Its first weight.
-    weights: usize,
+    /// Its weights.
+    weights: *const f32,
     /// Whether a row of taps is one run.
     merge: bool,
 }
@@ -342,7 +355,7 @@ struct Job<'a> {
     skip: usize,
     data: &'a [f32],
     strides: Strides,
-    packed: &'a [f32],
+    packed: Weights<'a>,
     out: *mut f32,
     out_row: usize,
     bias: *const f32,
@@ -375,7 +388,7 @@ impl Job<'_> {
 
     /// # Safety
     /// The slices hold what the shape, the images and the strides say, and `out` is this job's alone.
-    unsafe fn dense(&self) {
+    unsafe fn dense(&self, scratch: &mut [f32]) {
         let shape = &self.conv.shape;
         let tiles = self.conv.kernels.tiles();
         let (depth, per_group) = (shape.channels / shape.groups, shape.filters / shape.groups);
@@ -386,24 +399,27 @@ impl Job<'_> {
         for chunk in chunks(shape, self.images.clone(), self.part.clone(), size_of::<f32>()) {
             let images = chunk.images.len();
             let planned = self.conv.widest(images);
+            let planned = if self.packed.half().is_some() { planned.min(WIDE_W) } else { planned };
             for group in 0..shape.groups {
                 let mut column = 0;
                 while column < per_group {
                     let (w, panel_width) = width_at(tiles, planned, per_group - column);
+                    let columns = tiles.lanes << w;
+                    let first = group * self.conv.group_len() + column * k;
                     let panel = Panel {
                         w,
                         width: panel_width,
-                        cols: (tiles.lanes << w).min(per_group - column),
+                        cols: columns.min(per_group - column),
                         channel: group * depth,
                         filter: group * per_group + column,
-                        weights: group * self.conv.group_len() + column * k,
+                        weights: self.widened(first..first + columns * k, scratch),
                         merge,
                     };
-                    let columns = tiles.lanes << w;
-                    let next = self.packed.as_ptr().wrapping_add(panel.weights + columns * k);
-                    let bytes = if column + columns < per_group { columns * k * size_of::<f32>() } else { 0 };
+                    let next = self.packed.address(first + columns * k);
+                    let bytes = columns * k * self.packed.element_bytes();
+                    let bytes = if column + columns < per_group { bytes } else { 0 };
                     let runs = images * chunk.rows.len() * width.div_ceil(tiles.rows(w));
-                    let mut ahead = Ahead::new(next.cast(), bytes, runs, k, size_of_val(self.packed));
+                    let mut ahead = Ahead::new(next, bytes, runs, k, self.packed.size_bytes());
                     for y in shape.y.spans(chunk.rows.clone()) {
                         for x in shape.x.spans(0..width) {
                             let together = across(y, x, images).then_some(images);
@@ -414,8 +430,20 @@ impl Job<'_> {
                             }
                         }
                     }
-                    column += tiles.lanes << w;
+                    column += columns;
                 }
+            }
+        }
+    }
+
+    /// Some of the weights in f32: as they are packed, or widened where scratch begins.
+    fn widened(&self, range: Range<usize>, scratch: &mut [f32]) -> *const f32 {
+        match self.packed {
+            Weights::F32(packed) => packed[range].as_ptr(),
+            Weights::Half(format, packed) => {
+                let wide = &mut scratch[..range.len()];
+                self.conv.kernels.widen(format, &packed[range], wide);
+                wide.as_ptr()
             }
         }
     }
@@ -449,10 +477,7 @@ impl Job<'_> {
                 inner_b: depth * panel.width,
                 len: if panel.merge { x.taps() * depth } else { depth },
             },
-            b: self
-                .packed
-                .as_ptr()
-                .wrapping_add(panel.weights + (y.low * shape.x.kernel + x.low) * depth * panel.width),
+            b: panel.weights.wrapping_add((y.low * shape.x.kernel + x.low) * depth * panel.width),
             b_panel: tiles.panel() * shape.taps() * depth,
             c: self.out,
             c_row: 0,
@@ -514,8 +539,9 @@ impl Job<'_> {
 
     /// # Safety
     /// As [`Self::dense`].
-    unsafe fn depthwise(&self) {
+    unsafe fn depthwise(&self, scratch: &mut [f32]) {
         let shape = &self.conv.shape;
+        let weights = self.widened(0..self.conv.packed_len(), scratch);
         let channels = shape.channels;
         for image in self.images.clone() {
             for y in shape.y.spans(self.part.clone()) {
@@ -535,10 +561,7 @@ impl Job<'_> {
                                 inner_b: channels,
                                 len: 1,
                             },
-                            weights: self
-                                .packed
-                                .as_ptr()
-                                .wrapping_add((y.low * shape.x.kernel + x.low) * channels),
+                            weights: weights.wrapping_add((y.low * shape.x.kernel + x.low) * channels),
                             channels,
                             count: line.count,
                             out: self.out.wrapping_add(to * self.out_row),

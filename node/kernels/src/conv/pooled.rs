@@ -3,6 +3,7 @@
 
 use crate::conv::{Conv, ConvInput, Pool};
 use crate::gemm::{Epilogue, Rows, RowsMut};
+use crate::half::{Half, Weights};
 
 /// Bytes of the convolution's output that are pooled at a time: a part of a common L2, beside what the
 /// convolution reads.
@@ -35,9 +36,9 @@ impl ConvPool {
         Self { conv, pool, block }
     }
 
-    /// Elements of scratch that [`Self::run`] needs.
-    pub fn scratch_len(&self) -> usize {
-        self.buffer_len() + self.conv.scratch_len(1)
+    /// Elements of scratch that [`Self::run`] needs, with weights of a format.
+    pub fn scratch_len(&self, format: Option<Half>) -> usize {
+        self.buffer_len() + self.conv.scratch_len(1, format)
     }
 
     /// Convolves, and pools what comes out. Row r of `out` is pixel r of the pool's output, `[images · height
@@ -49,7 +50,7 @@ impl ConvPool {
         &self,
         images: usize,
         input: ConvInput<'_>,
-        packed: &[f32],
+        packed: Weights<'_>,
         out: RowsMut<'_>,
         epilogue: &Epilogue<'_>,
         scratch: &mut [f32],

@@ -3,10 +3,11 @@
 use crate::conv::{Conv, ConvInput, ConvPool, ConvShape, PoolKind, QWeights, Window};
 use crate::elementwise::Unary;
 use crate::gemm::{Activation, Epilogue, Rows, RowsMut};
+use crate::half::{Half, Weights};
 use crate::isa::Isa;
 use crate::qgemm::{ByteRows, BytesOut, FloatsOut, Output, Sign, SumsOut};
 use crate::table::Kernels;
-use crate::test::{Guarded, bytes, kernels, noise, same, sized};
+use crate::test::{Guarded, bytes, halved, kernels, noise, same, sized};
 
 fn window(size: usize, kernel: usize, stride: usize, dilation: usize, pad: [usize; 2]) -> Window {
     Window { size, kernel, stride, dilation, before: pad[0], after: pad[1] }
@@ -153,11 +154,23 @@ fn float_convolutions_follow_the_order_rule() {
                 inputs.push(ConvInput::Nchw { data: &planar });
             }
             for input in inputs {
-                let mut scratch = vec![0.0; conv.scratch_len(images)];
+                let mut scratch = vec![0.0; conv.scratch_len(images, None)];
                 let mut out = Guarded::from(&vec![7.0; expected.len()]);
                 let target = RowsMut { data: &mut out, stride: shape.filters };
-                conv.run(images, input, &packed, target, &epilogue, &mut scratch);
+                conv.run(images, input, Weights::F32(&packed), target, &epilogue, &mut scratch);
                 same(&out, &expected, &name);
+
+                // Weights in half precision give what they give in f32.
+                let (halves, wide) = halved(&packed);
+                let target = RowsMut { data: &mut out, stride: shape.filters };
+                conv.run(images, input, Weights::F32(&wide), target, &epilogue, &mut scratch);
+                let mut scratch = Guarded::from(&vec![f32::NAN; conv.scratch_len(images, Some(Half::BF16))]);
+                let mut found = Guarded::from(&vec![7.0; expected.len()]);
+                let target = RowsMut { data: &mut found, stride: shape.filters };
+                let halves = Guarded::from(&halves);
+                let halves = Weights::Half(Half::BF16, &halves);
+                conv.run(images, input, halves, target, &epilogue, &mut scratch);
+                same(&found, &out, &name);
             }
         }
     }
@@ -176,7 +189,7 @@ fn a_producer_can_write_into_the_buffer_of_a_concatenation() {
         let mut out = vec![7.0; rows(&shape, 1) * stride];
         let target = RowsMut { data: &mut out, stride };
         let input = ConvInput::Nhwc { data: &input, pixel: shape.channels };
-        conv.run(1, input, &packed, target, &Epilogue::default(), &mut []);
+        conv.run(1, input, Weights::F32(&packed), target, &Epilogue::default(), &mut []);
         for (row, expected) in out.chunks(stride).zip(expected.chunks(shape.filters)) {
             same(&row[..shape.filters], expected, &kernels.isa().to_string());
             same(&row[shape.filters..], &[7.0; 9], "the gap");
@@ -196,7 +209,7 @@ fn an_image_is_the_same_alone_and_in_a_batch() {
             let mut out = vec![0.0; rows(&shape, images) * shape.filters];
             let target = RowsMut { data: &mut out, stride: shape.filters };
             let input = ConvInput::Nhwc { data, pixel: shape.channels };
-            conv.run(images, input, &packed, target, &Epilogue::default(), &mut []);
+            conv.run(images, input, Weights::F32(&packed), target, &Epilogue::default(), &mut []);
             out
         };
         let whole = run(images, &input);
@@ -399,9 +412,9 @@ fn pooled(
             continue;
         }
         let mut between = vec![0.0; images * conv.output().iter().product::<usize>() * filters];
-        let mut scratch = vec![0.0; conv.scratch_len(images)];
+        let mut scratch = vec![0.0; conv.scratch_len(images, None)];
         let target = RowsMut { data: &mut between, stride: filters };
-        conv.run(images, data, &packed, target, &epilogue, &mut scratch);
+        conv.run(images, data, Weights::F32(&packed), target, &epilogue, &mut scratch);
         let (mut expected, mut found) = ([7.0].repeat(images * pixels * stride), Guarded::from(&[]));
         pool.run(
             images,
@@ -413,9 +426,9 @@ fn pooled(
             found = Guarded::from(&[7.0].repeat((images * pixels - 1) * stride + filters));
             expected.truncate(found.len());
         }
-        let mut scratch = Guarded::from(&vec![f32::NAN; both.scratch_len()]);
+        let mut scratch = Guarded::from(&vec![f32::NAN; both.scratch_len(None)]);
         let target = RowsMut { data: &mut found, stride };
-        both.run(images, data, &packed, target, &epilogue, &mut scratch);
+        both.run(images, data, Weights::F32(&packed), target, &epilogue, &mut scratch);
         same(&found, &expected, &format!("{shape:?} {y:?} {x:?} {kind:?} {}", kernels.isa()));
     }
 }

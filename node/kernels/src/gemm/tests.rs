@@ -2,9 +2,10 @@
 
 use crate::elementwise::Unary;
 use crate::gemm::{Activation, Epilogue, Matrix, Rows, RowsMut};
+use crate::half::{Half, Weights};
 use crate::isa::Isa;
 use crate::table::Kernels;
-use crate::test::{Guarded, kernels, noise, same, sized};
+use crate::test::{Guarded, halved, kernels, noise, same, sized};
 
 /// A product to check.
 #[derive(Debug, Clone, Copy)]
@@ -88,7 +89,7 @@ impl Case {
             let mut packed = Guarded::from(&vec![f32::NAN; gemm.packed_len()]);
             let matrix = if self.b_transposed { Matrix::transposed(&b, k) } else { Matrix::dense(&b, n) };
             gemm.pack(matrix, &mut packed);
-            let scratch = if self.scratch { gemm.scratch_len(m) } else { 0 };
+            let scratch = if self.scratch { gemm.scratch_len(m, None) } else { 0 };
             let mut scratch = Guarded::from(&vec![f32::NAN; scratch]);
             let mut out = Guarded::from(&before);
             let epilogue = Epilogue {
@@ -99,8 +100,20 @@ impl Case {
             };
             let matrix = if self.a_transposed { Matrix::transposed(&a, m) } else { Matrix::dense(&a, k) };
             let target = RowsMut { data: &mut out, stride };
-            gemm.run(m, matrix, &packed, target, &epilogue, &mut scratch);
+            gemm.run(m, matrix, Weights::F32(&packed), target, &epilogue, &mut scratch);
             same(&out, &expected, &format!("{self:?} {}", kernels.isa()));
+
+            // Weights in half precision give what they give in f32.
+            let (halves, wide) = halved(&packed);
+            let target = RowsMut { data: &mut out, stride };
+            target.data.copy_from_slice(&before);
+            gemm.run(m, matrix, Weights::F32(&wide), target, &epilogue, &mut scratch);
+            let mut scratch = Guarded::from(&vec![f32::NAN; gemm.scratch_len(m, Some(Half::BF16))]);
+            let mut found = Guarded::from(&before);
+            let target = RowsMut { data: &mut found, stride };
+            let halves = Guarded::from(&halves);
+            gemm.run(m, matrix, Weights::Half(Half::BF16, &halves), target, &epilogue, &mut scratch);
+            same(&found, &out, &format!("{self:?} {} in half precision", kernels.isa()));
         }
     }
 }
@@ -179,7 +192,7 @@ fn relu_and_clip_let_nan_pass() {
             let mut out = [0.0];
             let target = RowsMut { data: &mut out, stride: 1 };
             let epilogue = Epilogue { activation, ..Epilogue::default() };
-            gemm.run(1, Matrix::dense(&[1.0], 1), &packed, target, &epilogue, &mut []);
+            gemm.run(1, Matrix::dense(&[1.0], 1), Weights::F32(&packed), target, &epilogue, &mut []);
             assert!(out[0].is_nan(), "{activation:?} {}", kernels.isa());
         }
     }
@@ -194,10 +207,10 @@ fn a_row_is_the_same_alone_in_a_batch_and_on_threads() {
         let mut packed = vec![0.0; gemm.packed_len()];
         gemm.pack(Matrix::dense(&b, n), &mut packed);
         let run = |rows: std::ops::Range<usize>, out: &mut [f32]| {
-            let mut scratch = vec![0.0; gemm.scratch_len(rows.len())];
+            let mut scratch = vec![0.0; gemm.scratch_len(rows.len(), None)];
             let a = Matrix::dense(&a[rows.start * k..rows.end * k], k);
             let out = RowsMut { data: out, stride: n };
-            gemm.run(rows.len(), a, &packed, out, &Epilogue::default(), &mut scratch);
+            gemm.run(rows.len(), a, Weights::F32(&packed), out, &Epilogue::default(), &mut scratch);
         };
         let mut whole = vec![0.0; m * n];
         run(0..m, &mut whole);
@@ -226,7 +239,7 @@ fn short_weights_are_refused() {
     let gemm = Kernels::best().gemm(4, 4);
     let mut out = [0.0; 16];
     let target = RowsMut { data: &mut out, stride: 4 };
-    gemm.run(4, Matrix::dense(&[0.0; 16], 4), &[0.0; 3], target, &Epilogue::default(), &mut []);
+    gemm.run(4, Matrix::dense(&[0.0; 16], 4), Weights::F32(&[0.0; 3]), target, &Epilogue::default(), &mut []);
 }
 
 #[test]
@@ -236,7 +249,7 @@ fn short_outputs_are_refused() {
     let mut out = [0.0; 15];
     let target = RowsMut { data: &mut out, stride: 4 };
     let packed = vec![0.0; gemm.packed_len()];
-    gemm.run(4, Matrix::dense(&[0.0; 16], 4), &packed, target, &Epilogue::default(), &mut []);
+    gemm.run(4, Matrix::dense(&[0.0; 16], 4), Weights::F32(&packed), target, &Epilogue::default(), &mut []);
 }
 
 #[test]
@@ -246,7 +259,7 @@ fn short_inputs_are_refused() {
     let mut out = [0.0; 16];
     let target = RowsMut { data: &mut out, stride: 4 };
     let packed = vec![0.0; gemm.packed_len()];
-    gemm.run(4, Matrix::dense(&[0.0; 15], 4), &packed, target, &Epilogue::default(), &mut []);
+    gemm.run(4, Matrix::dense(&[0.0; 15], 4), Weights::F32(&packed), target, &Epilogue::default(), &mut []);
 }
 
 #[test]
@@ -272,7 +285,7 @@ fn a_lone_row_may_say_any_stride() {
         let mut out = [0.0; 2];
         let a = Matrix { data: &[1.0, 10.0, 100.0], row: usize::MAX / 8, col: 1 };
         let target = RowsMut { data: &mut out, stride: usize::MAX / 8 };
-        gemm.run(1, a, &packed, target, &Epilogue::default(), &mut []);
+        gemm.run(1, a, Weights::F32(&packed), target, &Epilogue::default(), &mut []);
         assert_eq!(out, [531.0, 642.0], "{}", kernels.isa());
     }
 }

@@ -117,6 +117,20 @@ impl Vector for Y {
     }
 
     #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self {
+        // SAFETY: the caller lets 8 numbers be read; F16C.
+        unsafe { Y(_mm256_cvtph_ps(_mm_loadu_si128(p.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self {
+        // SAFETY: the caller lets 8 numbers be read.
+        unsafe {
+            Y(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: the caller lets 8 values be written.
         unsafe { _mm256_storeu_ps(p, self.0) }

@@ -115,6 +115,22 @@ impl Vector for Z {
     }
 
     #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self {
+        // SAFETY: the caller lets 16 numbers be read.
+        unsafe { Z(_mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self {
+        // SAFETY: the caller lets 16 numbers be read.
+        unsafe {
+            Z(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(
+                p.cast(),
+            )))))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: the caller lets 16 values be written.
         unsafe { _mm512_storeu_ps(p, self.0) }

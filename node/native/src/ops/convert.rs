@@ -1,9 +1,13 @@
 //! `Cast` and its like. Float to integer truncates and saturates (NaN becomes 0), alike on every machine;
 //! integers wrap.
 
+use roost_kernels::Half;
+
+use super::Target;
 use super::fact::{Facts, Out};
 use super::kernel::Lowered;
 use crate::error::OpError;
+use crate::exec::io::Io;
 use crate::tensor::DType;
 
 /// The shape of a `Cast` to `to`.
@@ -29,7 +33,7 @@ macro_rules! all {
 all!(f32, f64, i8, i16, i32, i64, u8, u16, u32, u64);
 
 /// The kernel of a `Cast` to `to`.
-pub fn lower(to: DType, ins: Facts<'_>) -> Result<Lowered, OpError> {
+pub fn lower(to: DType, ins: Facts<'_>, target: Target<'_>) -> Result<Lowered, OpError> {
     let from = ins.need(0)?.dtype;
     if from == to {
         return Ok(copy());
@@ -45,7 +49,7 @@ pub fn lower(to: DType, ins: Facts<'_>) -> Result<Lowered, OpError> {
             })
         };
     }
-    macro_rules! target {
+    macro_rules! to {
         ($f:ty) => {
             match to {
                 DType::F32 => pair!($f, f32),
@@ -83,29 +87,29 @@ pub fn lower(to: DType, ins: Facts<'_>) -> Result<Lowered, OpError> {
         };
     }
     Ok(match from {
-        DType::F32 => target!(f32),
-        DType::F64 => target!(f64),
-        DType::I8 => target!(i8),
-        DType::I16 => target!(i16),
-        DType::I32 => target!(i32),
-        DType::I64 => target!(i64),
-        DType::U8 | DType::Bool => target!(u8),
-        DType::U16 => target!(u16),
-        DType::U32 => target!(u32),
-        DType::U64 => target!(u64),
-        DType::F16 | DType::BF16 if to == DType::F32 => widen(from == DType::BF16),
+        DType::F32 => to!(f32),
+        DType::F64 => to!(f64),
+        DType::I8 => to!(i8),
+        DType::I16 => to!(i16),
+        DType::I32 => to!(i32),
+        DType::I64 => to!(i64),
+        DType::U8 | DType::Bool => to!(u8),
+        DType::U16 => to!(u16),
+        DType::U32 => to!(u32),
+        DType::U64 => to!(u64),
+        DType::F16 if to == DType::F32 => widen(Half::F16, target),
+        DType::BF16 if to == DType::F32 => widen(Half::BF16, target),
         DType::F16 | DType::BF16 => return Err(OpError::DType { input: 0, dtype: from }),
     })
 }
 
-fn widen(brain: bool) -> Lowered {
-    Lowered::new("widen", move |io| {
-        let x = io.input::<u16>(0);
-        for (out, x) in io.take::<f32>(0).iter_mut().zip(x) {
-            *out = if brain { half::bf16::from_bits(*x).to_f32() } else { half::f16::from_bits(*x).to_f32() };
-        }
+fn widen(half: Half, target: Target<'_>) -> Lowered {
+    let kernels = target.kernels;
+    let run = move |io: &mut Io<'_>| {
+        kernels.widen(half, io.input(0), io.take(0));
         Ok(())
-    })
+    };
+    Lowered::new("widen", run).on(target)
 }
 
 /// Copies the first input to the first output.

@@ -4,17 +4,15 @@
 //! Each sum is made as [`super::rnn`] makes it, so results have the same bits: the input's part with its
 //! bias, plus the recurrent part with its bias.
 
-use std::sync::Arc;
-
-use roost_kernels::{Epilogue, Gemm, Kernels, Matrix, Rows, RowsMut};
+use roost_kernels::{Epilogue, Gemm, Kernels, Matrix, Rows, RowsMut, Weights};
 
 use super::Target;
 use super::fact::Facts;
 use super::kernel::Lowered;
-use super::lstm::{packed_directions, part};
+use super::lstm::packed_directions;
 use super::rnn::{Activation, Cell, Rnn, Sizes, in_order, sizes};
 use crate::error::OpError;
-use crate::plan::pack::PackedBuf;
+use crate::plan::floats::Floats;
 
 /// The kernel, where this layer fits it.
 pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target<'_>) -> Result<Option<Lowered>, OpError> {
@@ -42,7 +40,7 @@ pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target<'_>) -> Result<Option<Low
         kernels: target.kernels,
     };
     let [biased, begun] = [3, 5].map(|i| ins.get(i).is_some());
-    let scratch = plan.scratch() * size_of::<f32>();
+    let (half, scratch) = (plan.state_weights.half(), plan.scratch() * size_of::<f32>());
     let run = move |io: &mut crate::exec::io::Io<'_>| {
         let optional = |i: usize, there: bool| if there { io.input::<f32>(i) } else { &[] };
         let inputs = Inputs { x: io.input(0), bias: optional(3, biased), h: optional(5, begun) };
@@ -52,7 +50,8 @@ pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target<'_>) -> Result<Option<Low
         }
         Ok(())
     };
-    Ok(Some(Lowered::new("gru", run).on(target).with_scratch(scratch).without_reading(&[1, 2])))
+    let lowered = Lowered::new("gru", run).on(target).of_weights(half).with_scratch(scratch);
+    Ok(Some(lowered.without_reading(&[1, 2])))
 }
 
 struct Inputs<'a> {
@@ -71,8 +70,8 @@ struct Plan {
     gates: Gemm,
     /// The recurrent part of the candidate.
     candidate: Gemm,
-    input_weights: Arc<PackedBuf>,
-    state_weights: Arc<PackedBuf>,
+    input_weights: Floats,
+    state_weights: Floats,
     kernels: &'static Kernels,
 }
 
@@ -94,14 +93,23 @@ struct Step<'a> {
 impl Plan {
     fn gemm_scratch(&self) -> usize {
         let rows = self.s.steps_at_once() * self.s.batch;
-        let steps = self.gates.scratch_len(self.s.batch).max(self.candidate.scratch_len(self.s.batch));
-        self.input.scratch_len(rows).max(steps)
+        let steps =
+            self.gates.scratch_len(self.s.batch, None).max(self.candidate.scratch_len(self.s.batch, None));
+        self.input.scratch_len(rows, None).max(steps)
     }
 
-    /// Gates of a run of steps, biases, a step's values, and what the products want.
+    /// Packed values of a direction's recurrent weights.
+    fn state_len(&self) -> usize {
+        self.gates.packed_len() + self.candidate.packed_len()
+    }
+
+    /// A direction's weights, where they are widened; gates of a run of steps, biases, a step's values, and what
+    /// the products want.
     fn scratch(&self) -> usize {
         let Sizes { batch, hidden, .. } = self.s;
-        (3 * self.s.steps_at_once() * batch + 6 + 5 * batch) * hidden + self.gemm_scratch()
+        let weights = self.input_weights.scratch_len(self.input.packed_len())
+            + self.state_weights.scratch_len(self.state_len());
+        weights + (3 * self.s.steps_at_once() * batch + 6 + 5 * batch) * hidden + self.gemm_scratch()
     }
 
     fn direction(
@@ -114,6 +122,10 @@ impl Plan {
     ) {
         let Sizes { batch, hidden, directions, features, .. } = self.s;
         let (width, state) = (3 * hidden, batch * hidden);
+        let of = |len: usize| d * len..(d + 1) * len;
+        let (input, scratch) = self.input_weights.read(of(self.input.packed_len()), scratch);
+        let (weights, scratch) = self.state_weights.read(of(self.state_len()), scratch);
+        let weights = weights.split_at(self.gates.packed_len());
         let (gates, rest) = scratch.split_at_mut(self.s.steps_at_once() * batch * width);
         let (bias, rest) = rest.split_at_mut(2 * width);
         let (step_gates, rest) = rest.split_at_mut(2 * state);
@@ -130,17 +142,14 @@ impl Plan {
             Some(from) => h.copy_from_slice(from),
             None => h.fill(0.0),
         }
-        let input = part(&self.input_weights, d, self.input.packed_len());
         let epilogue = Epilogue { bias: Some(input_bias), ..Epilogue::default() };
-        let each = self.gates.packed_len() + self.candidate.packed_len();
-        let weights = part(&self.state_weights, d, each).split_at(self.gates.packed_len());
         let mut step = Step { gates: step_gates, candidate, part: part_of, h, products };
         let backwards = self.backwards[d];
         for run in self.s.runs(backwards) {
             let first = run.start;
             let x = Matrix::dense(&inputs.x[first * batch * features..], features);
             let rows = RowsMut { data: &mut *gates, stride: width };
-            self.input.run(run.len() * batch, x, input, rows, &epilogue, step.products);
+            self.input.run(run.len() * batch, x, Weights::F32(input), rows, &epilogue, step.products);
             for t in in_order(run, backwards) {
                 let sums = &gates[(t - first) * batch * width..(t + 1 - first) * batch * width];
                 self.step(sums, weights, state_bias, &mut step);
@@ -167,7 +176,7 @@ impl Plan {
             ..Epilogue::default()
         };
         let rows = RowsMut { data: gates, stride: 2 * hidden };
-        self.gates.run(batch, Matrix::dense(h, hidden), weights.0, rows, &epilogue, products);
+        self.gates.run(batch, Matrix::dense(h, hidden), Weights::F32(weights.0), rows, &epilogue, products);
         let row = |b: usize| b * hidden..(b + 1) * hidden;
         let update = |b: usize| 2 * b * hidden..(2 * b + 1) * hidden;
         let reset = |b: usize| (2 * b + 1) * hidden..2 * (b + 1) * hidden;
@@ -175,7 +184,14 @@ impl Plan {
         let plain = Epilogue { bias: Some(of_candidate), ..Epilogue::default() };
         if self.linear_before_reset {
             let rows = RowsMut { data: part, stride: hidden };
-            self.candidate.run(batch, Matrix::dense(h, hidden), weights.1, rows, &plain, products);
+            self.candidate.run(
+                batch,
+                Matrix::dense(h, hidden),
+                Weights::F32(weights.1),
+                rows,
+                &plain,
+                products,
+            );
             for b in 0..batch {
                 let out = &mut candidate[row(b)];
                 self.kernels.gate(&gates[reset(b)], &part[row(b)], Some(input(b)), out);
@@ -188,7 +204,14 @@ impl Plan {
             let data = sums.get(2 * hidden..).unwrap_or_default();
             let epilogue = Epilogue { residual: Some(Rows { data, stride: width }), ..plain };
             let rows = RowsMut { data: candidate, stride: hidden };
-            self.candidate.run(batch, Matrix::dense(part, hidden), weights.1, rows, &epilogue, products);
+            self.candidate.run(
+                batch,
+                Matrix::dense(part, hidden),
+                Weights::F32(weights.1),
+                rows,
+                &epilogue,
+                products,
+            );
         }
         for b in 0..batch {
             self.kernels.gru_blend(&gates[update(b)], &candidate[row(b)], &mut h[row(b)]);

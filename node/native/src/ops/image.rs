@@ -4,8 +4,6 @@
 //! model, which reads `[N, C, H, W]` as it comes. Weights stay `[M, C / group, kH, kW]` in the graph and are
 //! packed when planned.
 
-use std::sync::Arc;
-
 use roost_kernels::{
     Activation, ConvInput, ConvPool, ConvShape, Epilogue, PoolKind, Rows, RowsMut, ShapeError, Sign,
 };
@@ -15,7 +13,8 @@ use super::conv::{Span, Window};
 use super::fact::{Facts, Out, checked_len};
 use super::kernel::Lowered;
 use crate::error::OpError;
-use crate::plan::pack::{Layout, PackedBuf, packed};
+use crate::plan::floats::Floats;
+use crate::plan::pack::Layout;
 use crate::tensor::DType;
 
 /// A convolution: x, weights, bias `[M]`, residual like the output.
@@ -106,13 +105,11 @@ pub fn lower_conv(
     let weights = w.value.ok_or_else(|| OpError::Unsupported("weights that are computed".into()))?;
     let numbers =
         vec![w.shape[0], w.shape[1], w.shape[2], w.shape[3], conv.group, target.kernels.layout().panel];
-    let len = kernel.packed_len() * size_of::<f32>();
-    let pack = |out: &mut [u8]| kernel.pack(&weights.values::<f32>(), bytemuck::cast_slice_mut(out));
-    let unpack = move |packed: &[u8], weights: &mut [u8]| {
-        kernel.unpack(bytemuck::cast_slice(packed), bytemuck::cast_slice_mut(weights));
-    };
-    let weights: Arc<PackedBuf> =
-        packed(target, weights, Layout { kernel: "conv", numbers }, len, pack, unpack)?;
+    let pack = |out: &mut [f32]| kernel.pack(&weights.values::<f32>(), out);
+    let unpack = move |packed: &[f32], weights: &mut [f32]| kernel.unpack(packed, weights);
+    let layout = Layout { kernel: "conv", numbers };
+    let weights = Floats::packed(target, weights, layout, kernel.packed_len(), pack, unpack)?;
+    let half = weights.half();
     let [biased, residual] = [2, 3].map(|i| ins.get(i).is_some());
     let (nchw, activation, filters) = (conv.nchw, conv.activation, shape.filters);
     let stride = stride.unwrap_or(filters);
@@ -127,14 +124,14 @@ pub fn lower_conv(
             accumulate: false,
         };
         let (data, scratch) = (io.take::<f32>(0), io.take::<f32>(1));
-        let (packed, out) = (bytemuck::cast_slice(weights.bytes()), RowsMut { data, stride });
+        let (packed, out) = (weights.weights(), RowsMut { data, stride });
         match &pooled {
             Some(pooled) => pooled.run(images, input, packed, out, &epilogue, scratch),
             None => kernel.run(images, input, packed, out, &epilogue, scratch),
         }
         Ok(())
     };
-    let scratch = pooled.map_or_else(|| kernel.scratch_len(images), |pooled| pooled.scratch_len());
+    let scratch = pooled.map_or_else(|| kernel.scratch_len(images, half), |pooled| pooled.scratch_len(half));
     let scratch = scratch * size_of::<f32>();
     let family = match kernel.tile(images) {
         None => "conv.depthwise",
@@ -146,7 +143,7 @@ pub fn lower_conv(
     if pooled.is_some() {
         lowered.kernel = format!("{family}+pool").into();
     }
-    let lowered = lowered.on_tile(target, kernel.tile(images));
+    let lowered = lowered.on_tile(target, kernel.tile(images)).of_weights(half);
     Ok(lowered.with_scratch(scratch).without_reading(&[1]))
 }
 

@@ -1,11 +1,16 @@
 //! Operators that read or write by indices: gather, scatter, one-hot, non-zero, compress, eye.
 
-use super::fact::{Facts, Out, axis_of, broadcast, checked_len, strides_of};
+use roost_kernels::Weights;
+
+use super::Target;
+use super::fact::{Fact, Facts, Out, axis_of, broadcast, checked_len, strides_of};
 use super::kernel::Lowered;
 use super::view::dims_of;
 use crate::error::OpError;
 use crate::exec::io::wrap_index;
-use crate::tensor::{DType, Elem};
+use crate::plan::floats::Floats;
+use crate::plan::pack::Layout;
+use crate::tensor::{DType, Elem, Tensor};
 
 const INDEX: [DType; 2] = [DType::I64, DType::I32];
 
@@ -19,9 +24,14 @@ pub fn infer_gather(ins: Facts<'_>, axis: i64) -> Result<Vec<Out>, OpError> {
 }
 
 /// The kernel of `Gather`.
-pub fn lower_gather(ins: Facts<'_>, axis: i64) -> Result<Lowered, OpError> {
+pub fn lower_gather(ins: Facts<'_>, axis: i64, target: Target<'_>) -> Result<Lowered, OpError> {
     let (x, index) = (ins.need(0)?, ins.need(1)?);
     let axis = axis_of(axis, x.rank())?;
+    if let Some(table) = x.value.filter(|_| x.pinned && x.dtype == DType::F32)
+        && let Some(gather) = lower_gather_halves(table, axis, index, target)?
+    {
+        return Ok(gather);
+    }
     let (len, run) = (x.shape[axis], x.shape[axis + 1..].iter().product::<usize>() * x.dtype.bytes());
     let (count, dtype) = (index.len(), index.dtype);
     Ok(Lowered::new("gather", move |io| {
@@ -38,6 +48,41 @@ pub fn lower_gather(ins: Facts<'_>, axis: i64) -> Result<Lowered, OpError> {
         }
         Ok(())
     }))
+}
+
+/// The kernel of a `Gather` from a table that half precision holds: it is kept so, and what is gathered is
+/// widened.
+fn lower_gather_halves(
+    table: &Tensor,
+    axis: usize,
+    index: Fact<'_>,
+    target: Target<'_>,
+) -> Result<Option<Lowered>, OpError> {
+    /// A shorter run is copied in less time than it takes to begin to widen it.
+    const RUN_MIN: usize = 16;
+    let (len, run) = (table.shape()[axis], table.shape()[axis + 1..].iter().product::<usize>());
+    if run < RUN_MIN {
+        return Ok(None);
+    }
+    let layout = Layout { kernel: "table", numbers: Vec::new() };
+    let Some(table) = Floats::as_halves(target, table, layout)? else { return Ok(None) };
+    let (count, dtype) = (index.len(), index.dtype);
+    let (kernels, half) = (target.kernels, table.half());
+    let gather = Lowered::new("gather", move |io| {
+        let (indices, out) = (io.ints(1, dtype)?, io.take::<f32>(0));
+        let Weights::Half(half, table) = table.weights() else { unreachable!("as_halves gave it") };
+        if out.is_empty() {
+            return Ok(());
+        }
+        for (outer, out) in out.chunks_exact_mut(count * run).enumerate() {
+            for (i, out) in out.chunks_exact_mut(run).enumerate() {
+                let from = (outer * len + indices.index(i, len)?) * run;
+                kernels.widen(half, &table[from..from + run], out);
+            }
+        }
+        Ok(())
+    });
+    Ok(Some(gather.on(target).of_weights(half).without_reading(&[0])))
 }
 
 /// `GatherElements`.
@@ -338,7 +383,7 @@ pub fn lower_one_hot(ins: Facts<'_>, axis: i64, out: &Out) -> Result<Lowered, Op
 }
 
 /// Whether the element at each position is not zero.
-fn set(value: &crate::tensor::Tensor) -> Vec<bool> {
+fn set(value: &Tensor) -> Vec<bool> {
     match value.dtype() {
         // Negative zero is zero.
         DType::F32 => value.values::<f32>().iter().map(|v| *v != 0.0).collect(),
@@ -364,7 +409,7 @@ pub fn lower_non_zero(ins: Facts<'_>) -> Result<Lowered, OpError> {
     for (stride, dim) in strides_of(x.shape).iter().zip(x.shape) {
         indices.extend(found.iter().map(|i| (i / stride % dim) as i64));
     }
-    Ok(super::view::constant(crate::tensor::Tensor::of(&[x.rank(), found.len()], &indices)))
+    Ok(super::view::constant(Tensor::of(&[x.rank(), found.len()], &indices)))
 }
 
 /// `Compress`: the elements of an axis whose condition holds.

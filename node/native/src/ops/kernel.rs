@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use roost_kernels::Half;
+
 use crate::error::OpError;
 use crate::exec::io::Io;
 use crate::ops::Target;
@@ -55,6 +57,17 @@ impl Lowered {
             lowered.kernel = format!("{} {rows}x{columns}", lowered.kernel).into();
         }
         lowered
+    }
+
+    /// With the format of its weights in its name, where it is not f32.
+    #[must_use]
+    pub fn of_weights(mut self, half: Option<Half>) -> Self {
+        match half {
+            Some(Half::F16) => self.kernel = format!("{} of f16", self.kernel).into(),
+            Some(Half::BF16) => self.kernel = format!("{} of bf16", self.kernel).into(),
+            None => {}
+        }
+        self
     }
 
     /// With inputs that are not read when it runs.

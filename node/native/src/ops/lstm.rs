@@ -4,16 +4,15 @@
 //! Order: the gates' chain goes over the input, then biases, then the state; a row's bits do not depend on
 //! the batch.
 
-use std::sync::Arc;
-
-use roost_kernels::{Activation as Last, Epilogue, Gemm, Matrix, RowsMut};
+use roost_kernels::{Activation as Last, Epilogue, Gemm, Matrix, RowsMut, Weights};
 
 use super::Target;
 use super::fact::{Fact, Facts};
 use super::kernel::Lowered;
 use super::rnn::{Activation, Cell, Rnn, Sizes, in_order, sizes};
 use crate::error::OpError;
-use crate::plan::pack::{Layout, PackedBuf, packed};
+use crate::plan::floats::Floats;
+use crate::plan::pack::Layout;
 
 /// The kernel, where this layer fits it.
 pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target<'_>) -> Result<Option<Lowered>, OpError> {
@@ -40,7 +39,7 @@ pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target<'_>) -> Result<Option<Low
         kernels: target.kernels,
     };
     let present: [bool; 8] = std::array::from_fn(|i| ins.get(i).is_some());
-    let scratch = plan.scratch() * size_of::<f32>();
+    let (half, scratch) = (plan.state_weights.half(), plan.scratch() * size_of::<f32>());
     let run = move |io: &mut crate::exec::io::Io<'_>| {
         let optional = |i: usize| if present[i] { io.input::<f32>(i) } else { &[] };
         let inputs = Inputs {
@@ -57,7 +56,8 @@ pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target<'_>) -> Result<Option<Low
         }
         Ok(())
     };
-    Ok(Some(Lowered::new("lstm", run).on(target).with_scratch(scratch).without_reading(&[1, 2])))
+    let lowered = Lowered::new("lstm", run).on(target).of_weights(half).with_scratch(scratch);
+    Ok(Some(lowered.without_reading(&[1, 2])))
 }
 
 /// The weights of all directions, `[directions, width, k]`, packed one after the other. Those of a direction
@@ -68,7 +68,7 @@ pub(super) fn packed_directions(
     directions: usize,
     k: usize,
     target: Target<'_>,
-) -> Result<Arc<PackedBuf>, OpError> {
+) -> Result<Floats, OpError> {
     let each: usize = parts.iter().map(|(gemm, _)| gemm.packed_len()).sum();
     let mut numbers = vec![directions, k, target.kernels.layout().panel];
     numbers.extend(parts.iter().map(|(_, width)| width));
@@ -83,29 +83,20 @@ pub(super) fn packed_directions(
     }
     let tensor = w.value.expect("the caller has looked");
     let unpacked = all.clone();
-    let pack = |out: &mut [u8]| {
+    let pack = |out: &mut [f32]| {
         let values = tensor.values::<f32>();
-        let out: &mut [f32] = bytemuck::cast_slice_mut(out);
         for (gemm, from, to) in all {
             gemm.pack(Matrix::transposed(&values[from], k), &mut out[to]);
         }
     };
-    let unpack = move |packed: &[u8], weights: &mut [u8]| {
-        let packed: &[f32] = bytemuck::cast_slice(packed);
-        let weights: &mut [f32] = bytemuck::cast_slice_mut(weights);
+    let unpack = move |packed: &[f32], weights: &mut [f32]| {
         for (gemm, from, to) in &unpacked {
             let weights = &mut weights[from.clone()];
             gemm.unpack(&packed[to.clone()], |r, c, value| weights[c * k + r] = value);
         }
     };
     let layout = Layout { kernel: "recurrent", numbers };
-    packed(target, tensor, layout, directions * each * size_of::<f32>(), pack, unpack)
-}
-
-/// The packed weights of a direction.
-pub(super) fn part(buffer: &PackedBuf, d: usize, each: usize) -> &[f32] {
-    let all: &[f32] = bytemuck::cast_slice(buffer.bytes());
-    &all[d * each..(d + 1) * each]
+    Floats::packed(target, tensor, layout, directions * each, pack, unpack)
 }
 
 struct Inputs<'a> {
@@ -121,23 +112,26 @@ struct Plan {
     backwards: Vec<bool>,
     input: Gemm,
     state: Gemm,
-    input_weights: Arc<PackedBuf>,
-    state_weights: Arc<PackedBuf>,
+    input_weights: Floats,
+    state_weights: Floats,
     kernels: &'static roost_kernels::Kernels,
 }
 
 impl Plan {
     fn gemm_scratch(&self) -> usize {
         self.input
-            .scratch_len(self.s.steps_at_once() * self.s.batch)
-            .max(self.state.scratch_len(self.s.batch))
+            .scratch_len(self.s.steps_at_once() * self.s.batch, None)
+            .max(self.state.scratch_len(self.s.batch, None))
     }
 
-    /// Gates of a run of steps, the sum of the biases, states and cells of the batch, and what the products want.
+    /// A direction's weights, where they are widened; gates of a run of steps, the sum of the biases, states and
+    /// cells of the batch, and what the products want.
     fn scratch(&self) -> usize {
+        let weights = self.input_weights.scratch_len(self.input.packed_len())
+            + self.state_weights.scratch_len(self.state.packed_len());
         let width = 4 * self.s.hidden;
         let rows = self.s.steps_at_once() * self.s.batch;
-        rows * width + width + 2 * self.s.batch * self.s.hidden + self.gemm_scratch()
+        weights + rows * width + width + 2 * self.s.batch * self.s.hidden + self.gemm_scratch()
     }
 
     fn direction(
@@ -151,6 +145,9 @@ impl Plan {
     ) {
         let Sizes { batch, hidden, directions, features, .. } = self.s;
         let width = 4 * hidden;
+        let of = |len: usize| d * len..(d + 1) * len;
+        let (input, scratch) = self.input_weights.read(of(self.input.packed_len()), scratch);
+        let (state, scratch) = self.state_weights.read(of(self.state.packed_len()), scratch);
         let (gates, rest) = scratch.split_at_mut(self.s.steps_at_once() * batch * width);
         let (bias, rest) = rest.split_at_mut(width);
         let (h, rest) = rest.split_at_mut(batch * hidden);
@@ -166,8 +163,6 @@ impl Plan {
                 None => to.fill(0.0),
             }
         }
-        let input = part(&self.input_weights, d, self.input.packed_len());
-        let state = part(&self.state_weights, d, self.state.packed_len());
         let epilogue =
             Epilogue { bias: Some(bias), residual: None, activation: Last::None, accumulate: false };
         let more = Epilogue { bias: None, residual: None, activation: Last::None, accumulate: true };
@@ -177,11 +172,11 @@ impl Plan {
             let first = run.start;
             let x = Matrix::dense(&inputs.x[first * batch * features..], features);
             let rows = RowsMut { data: &mut *gates, stride: width };
-            self.input.run(run.len() * batch, x, input, rows, &epilogue, products);
+            self.input.run(run.len() * batch, x, Weights::F32(input), rows, &epilogue, products);
             for t in in_order(run, backwards) {
                 let gates = &mut gates[(t - first) * batch * width..(t + 1 - first) * batch * width];
                 let rows = RowsMut { data: &mut *gates, stride: width };
-                self.state.run(batch, Matrix::dense(h, hidden), state, rows, &more, products);
+                self.state.run(batch, Matrix::dense(h, hidden), Weights::F32(state), rows, &more, products);
                 for b in 0..batch {
                     let row = b * hidden..(b + 1) * hidden;
                     self.kernels.lstm_cell(

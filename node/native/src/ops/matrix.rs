@@ -1,15 +1,14 @@
 //! Products in f32 on the kernels' GEMM, with bias, residual and activation in one pass over the output.
 
-use std::sync::Arc;
-
-use roost_kernels::{Activation, Epilogue, Gemm, Matrix, Rows, RowsMut};
+use roost_kernels::{Activation, Epilogue, Gemm, Matrix, Rows, RowsMut, Weights};
 
 use super::Target;
 use super::fact::{Facts, Out, checked_len};
 use super::kernel::Lowered;
 use super::linear::{MatShape, matmul_shape};
 use crate::error::OpError;
-use crate::plan::pack::{Layout, PackedBuf, packed};
+use crate::plan::floats::Floats;
+use crate::plan::pack::Layout;
 use crate::tensor::DType;
 
 /// `activation(A · B + bias + residual)`. Inputs: A `[.., m, k]`, B `[.., k, n]`, bias `[n]`, residual like
@@ -50,14 +49,6 @@ pub fn infer(ins: Facts<'_>, linear: Linear) -> Result<Vec<Out>, OpError> {
     Ok(vec![Out::new(DType::F32, shape)])
 }
 
-/// B as the kernel reads it.
-enum Weights {
-    /// Packed when the plan was made.
-    Packed(Arc<PackedBuf>),
-    /// Packed in each run, into scratch.
-    Live,
-}
-
 /// The kernel of a product.
 pub fn lower(ins: Facts<'_>, linear: Linear, target: Target<'_>) -> Result<Lowered, OpError> {
     let (a, b) = (ins.need(0)?, ins.need(1)?);
@@ -74,21 +65,20 @@ pub fn lower(ins: Facts<'_>, linear: Linear, target: Target<'_>) -> Result<Lower
     let weights = match b.value.filter(|_| b.pinned && one_b) {
         Some(tensor) => {
             let numbers = vec![k, n, usize::from(trans_b), target.kernels.layout().panel];
-            let len = gemm.packed_len() * size_of::<f32>();
-            let pack = |out: &mut [u8]| {
-                gemm.pack(read_b(&tensor.values::<f32>(), trans_b, k, n), bytemuck::cast_slice_mut(out))
-            };
-            let unpack = move |packed: &[u8], b: &mut [u8]| {
-                let b: &mut [f32] = bytemuck::cast_slice_mut(b);
+            let pack = |out: &mut [f32]| gemm.pack(read_b(&tensor.values::<f32>(), trans_b, k, n), out);
+            let unpack = move |packed: &[f32], b: &mut [f32]| {
                 let (row, col) = if trans_b { (1, k) } else { (n, 1) };
-                gemm.unpack(bytemuck::cast_slice(packed), |r, c, value| b[r * row + c * col] = value);
+                gemm.unpack(packed, |r, c, value| b[r * row + c * col] = value);
             };
-            Weights::Packed(packed(target, tensor, Layout { kernel: "gemm", numbers }, len, pack, unpack)?)
+            let layout = Layout { kernel: "gemm", numbers };
+            Some(Floats::packed(target, tensor, layout, gemm.packed_len(), pack, unpack)?)
         }
-        None => Weights::Live,
+        // Packed in each run, into scratch.
+        None => None,
     };
-    let live = if matches!(weights, Weights::Live) { gemm.packed_len() } else { 0 };
-    let scratch = (live + gemm.scratch_len(m)) * size_of::<f32>();
+    let live = if weights.is_none() { gemm.packed_len() } else { 0 };
+    let half = weights.as_ref().and_then(Floats::half);
+    let scratch = (live + gemm.scratch_len(m, half)) * size_of::<f32>();
     let product = Product { gemm, shape, linear, live };
     let [biased, residual] = [2, 3].map(|i| ins.get(i).is_some());
     let run = move |io: &mut crate::exec::io::Io<'_>| {
@@ -97,10 +87,8 @@ pub fn lower(ins: Facts<'_>, linear: Linear, target: Target<'_>) -> Result<Lower
         let residual = residual.then(|| io.input::<f32>(3));
         let (out, scratch) = (io.take::<f32>(0), io.take::<f32>(1));
         match &weights {
-            Weights::Packed(buffer) => {
-                product.run(0, 0, a, bytemuck::cast_slice(buffer.bytes()), bias, residual, out, scratch);
-            }
-            Weights::Live => {
+            Some(weights) => product.run(0, 0, a, weights.weights(), bias, residual, out, scratch),
+            None => {
                 let b = io.input::<f32>(1);
                 let (packed, scratch) = scratch.split_at_mut(product.live);
                 let mut last = None;
@@ -108,13 +96,14 @@ pub fn lower(ins: Facts<'_>, linear: Linear, target: Target<'_>) -> Result<Lower
                     if last.replace(b_at) != Some(b_at) {
                         product.gemm.pack(read_b(&b[b_at..b_at + k * n], trans_b, k, n), packed);
                     }
-                    product.run(number, a_at, a, packed, bias, residual, out, scratch);
+                    product.run(number, a_at, a, Weights::F32(packed), bias, residual, out, scratch);
                 });
             }
         }
         Ok(())
     };
-    let lowered = Lowered::new("gemm", run).on_tile(target, Some(gemm.tile(m))).with_scratch(scratch);
+    let lowered = Lowered::new("gemm", run).on_tile(target, Some(gemm.tile(m))).of_weights(half);
+    let lowered = lowered.with_scratch(scratch);
     Ok(if live == 0 && k * n > 0 { lowered.without_reading(&[1]) } else { lowered })
 }
 
@@ -138,7 +127,7 @@ impl Product {
         number: usize,
         a_at: usize,
         a: &[f32],
-        packed: &[f32],
+        packed: Weights<'_>,
         bias: Option<&[f32]>,
         residual: Option<&[f32]>,
         out: &mut [f32],

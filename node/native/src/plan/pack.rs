@@ -39,14 +39,14 @@ pub fn packed(
     unpack: impl Fn(&[u8], &mut [u8]) + Send + Sync + 'static,
 ) -> Result<Arc<PackedBuf>, OpError> {
     tensor.forms().get_or_make(layout, |layout| {
-        let mut made = PackedBuf::zeroed(len, target.packing)?;
+        let mut made = PackedBuf::zeroed(len, None, target.packing)?;
         pack(made.bytes_mut());
         Ok((shared(layout.clone(), made), Arc::new(unpack)))
     })
 }
 
-/// The buffer of the process with these bytes: one that is alive, or this.
-fn shared(layout: Layout, made: PackedBuf) -> Arc<PackedBuf> {
+/// The buffer of the process with these bytes in this format: one that is alive, or this.
+pub(super) fn shared(layout: Layout, made: PackedBuf) -> Arc<PackedBuf> {
     let key = (layout, fingerprint(made.bytes()));
     let mut others: Vec<Arc<PackedBuf>> = Vec::new();
     loop {
@@ -74,7 +74,9 @@ fn shared(layout: Layout, made: PackedBuf) -> Arc<PackedBuf> {
         // Compared without the lock, since that takes as long as reading both. Somebody may add the same
         // bytes meanwhile: so what is new is compared too, until nothing is.
         drop(shared);
-        if let Some(same) = alike.iter().find(|buffer| buffer.bytes() == made.bytes()) {
+        if let Some(same) =
+            alike.iter().find(|buffer| buffer.half() == made.half() && buffer.bytes() == made.bytes())
+        {
             return Arc::clone(same);
         }
         others.extend(alike);

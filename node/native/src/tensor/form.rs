@@ -8,6 +8,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
+use roost_kernels::Half;
+
 use super::AlignedBuf;
 use crate::error::OpError;
 
@@ -40,27 +42,33 @@ impl Packing {
 #[derive(Debug)]
 pub struct PackedBuf {
     buf: AlignedBuf,
+    half: Option<Half>,
     packing: Arc<Packing>,
 }
 
 impl PackedBuf {
-    /// `len` zero bytes, counted.
+    /// `len` zero bytes, counted; for numbers of a format of 16 bits, if so.
     ///
     /// # Errors
     /// [`OpError::TooLarge`] before any is allocated, where they are too many beside those that count
     /// already; [`OpError::Memory`].
-    pub fn zeroed(len: usize, packing: &Arc<Packing>) -> Result<Self, OpError> {
+    pub fn zeroed(len: usize, half: Option<Half>, packing: &Arc<Packing>) -> Result<Self, OpError> {
         let bytes_max = packing.bytes_max;
         let add = |bytes: u64| bytes.checked_add(len as u64).filter(|sum| *sum <= bytes_max);
         let added = packing.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
         added.map_err(|bytes| OpError::TooLarge { bytes: u128::from(bytes) + len as u128, bytes_max })?;
         match AlignedBuf::try_zeroed(len) {
-            Ok(buf) => Ok(Self { buf, packing: Arc::clone(packing) }),
+            Ok(buf) => Ok(Self { buf, half, packing: Arc::clone(packing) }),
             Err(error) => {
                 packing.bytes.fetch_sub(len as u64, Ordering::Relaxed);
                 Err(error.into())
             }
         }
+    }
+
+    /// The format of the numbers, where it has 16 bits and the kernel wants others.
+    pub fn half(&self) -> Option<Half> {
+        self.half
     }
 
     /// The memory.
@@ -146,6 +154,11 @@ impl Forms {
         known.forms.retain(|form| form.buffer.strong_count() > 0);
         known.forms.push(Form { layout, buffer: Arc::downgrade(&buffer), held, unpack });
         Ok(buffer)
+    }
+
+    /// Whether there is a form of this layout.
+    pub fn has(&self, layout: &Layout) -> bool {
+        self.lock().forms.iter().any(|form| form.layout == *layout && form.buffer.strong_count() > 0)
     }
 
     /// From now on forms live as long as the tensor: for programs without plans, which would else lay the

@@ -1,6 +1,8 @@
 //! Dimensions and attributes of nought: every operator gives the right empty result or a typed error, never a
 //! panic, for constants in the model and for inputs of the run.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use prost::Message;
 use roost_kernels::Isa;
@@ -60,6 +62,17 @@ pub enum Given {
     None,
 }
 
+impl Given {
+    fn is_fed(self, i: usize) -> bool {
+        match self {
+            Self::First => i == 0,
+            Self::All => true,
+            Self::AllBut(constant) => i != constant,
+            Self::None => false,
+        }
+    }
+}
+
 /// Runs a model of one node; its outputs, or the error's text.
 pub fn run(
     op: &str,
@@ -69,13 +82,24 @@ pub fn run(
     given: Given,
     isa: Isa,
 ) -> Result<Vec<Tensor>, String> {
+    let program = compiled(op, attributes, inputs, outputs, given, isa)?;
+    let fed = inputs.iter().enumerate().filter(|(i, _)| given.is_fed(*i));
+    let fed: Vec<Input<'_>> = fed.filter_map(|(_, tensor)| tensor.as_ref()).map(Input::from).collect();
+    let mut found: Vec<Tensor> = Vec::new();
+    Session::new(program).run(&fed, &mut found, &|| false).map_err(|e| e.to_string())?;
+    Ok(found)
+}
+
+/// A model of one node, or the error's text.
+pub fn compiled(
+    op: &str,
+    attributes: &[Attribute<'_>],
+    inputs: &[Option<Tensor>],
+    outputs: usize,
+    given: Given,
+    isa: Isa,
+) -> Result<Arc<Program>, String> {
     let name = |i: usize| format!("x{i}");
-    let is_fed = |i: usize| match given {
-        Given::First => i == 0,
-        Given::All => true,
-        Given::AllBut(constant) => i != constant,
-        Given::None => false,
-    };
     let info = |name: String, dtype: DType, dims: Option<Vec<usize>>| {
         let dim = |size: &usize| DimProto { value: Some(DimValue::Value(*size as i64)) };
         let shape = dims.map(|dims| ShapeProto { dim: dims.iter().map(dim).collect() });
@@ -107,12 +131,12 @@ pub fn run(
     let graph = GraphProto {
         node: vec![node],
         input: present()
-            .filter(|(i, _)| is_fed(*i))
+            .filter(|(i, _)| given.is_fed(*i))
             .map(|(i, tensor)| info(name(i), tensor.dtype(), Some(tensor.shape().to_vec())))
             .collect(),
         output: (0..outputs).map(|i| info(format!("y{i}"), DType::F32, None)).collect(),
         initializer: present()
-            .filter(|(i, _)| !is_fed(*i))
+            .filter(|(i, _)| !given.is_fed(*i))
             .map(|(i, tensor)| TensorProto {
                 name: name(i),
                 dims: tensor.shape().iter().map(|dim| *dim as i64).collect(),
@@ -127,12 +151,7 @@ pub fn run(
     let model = ModelProto { ir_version: 8, opset_import, graph: Some(graph) };
     let bytes = Bytes::from(model.encode_to_vec());
     let model = Model::import_bytes(bytes, &Files::new(), Limits::default()).map_err(|e| e.to_string())?;
-    let program = Program::compile(model, Options { isa: Some(isa) }).map_err(|e| e.to_string())?;
-    let fed: Vec<Input<'_>> =
-        present().filter(|(i, _)| is_fed(*i)).map(|(_, tensor)| Input::from(tensor)).collect();
-    let mut found: Vec<Tensor> = Vec::new();
-    Session::new(program).run(&fed, &mut found, &|| false).map_err(|e| e.to_string())?;
-    Ok(found)
+    Program::compile(model, Options { isa: Some(isa) }).map_err(|e| e.to_string())
 }
 
 /// What is right.

@@ -3,6 +3,7 @@
 mod bits;
 mod conformance;
 mod empty;
+mod halves;
 mod hostile;
 mod integers;
 mod limits;
