@@ -7,10 +7,12 @@
 //! `limits.md`, which says what limits the rows that fall short, goes below the table.
 //!
 //! `cargo bench -p roost-native --bench speed -- steps` prints where the time of each row goes instead, and
-//! `-- start` how long a model takes from its file to the first answer. `ROOST_BENCH_ROWS` keeps the rows
+//! `-- start` how long a model takes from its file to the first answer, `-- halves` what weights of half precision
+//! cost. `ROOST_BENCH_ROWS` keeps the rows
 //! whose name contains it.
 
 mod clock;
+mod halves;
 mod models;
 mod networks;
 mod start;
@@ -39,12 +41,8 @@ fn main() -> Result<(), Failure> {
     }
     match std::env::args().skip(1).find(|argument| !argument.starts_with('-')).as_deref() {
         Some("steps") => return models::rows()?.iter().try_for_each(steps::print),
-        Some("start") => {
-            return start::lines()?.iter().try_for_each(|line| {
-                println!("{line}");
-                Ok(())
-            });
-        }
+        Some("start") => return said(&start::lines()?),
+        Some("halves") => return said(&halves::lines()?),
         _ => {}
     }
     let libraries = std::env::var("ROOST_BENCH_ORT").map_err(
@@ -68,9 +66,15 @@ fn main() -> Result<(), Failure> {
     write(&rows, &libraries)
 }
 
+/// Prints lines.
+fn said(lines: &[String]) -> Result<(), Failure> {
+    lines.iter().for_each(|line| println!("{line}"));
+    Ok(())
+}
+
 /// Writes the table.
 fn write(rows: &BTreeMap<usize, (String, Vec<[f64; 3]>)>, libraries: &str) -> Result<(), Failure> {
-    let said = |program: &str, arguments: &[&str]| -> Result<String, Failure> {
+    let output = |program: &str, arguments: &[&str]| -> Result<String, Failure> {
         Ok(String::from_utf8(Command::new(program).args(arguments).output()?.stdout)?.trim().to_owned())
     };
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -81,8 +85,8 @@ fn write(rows: &BTreeMap<usize, (String, Vec<[f64; 3]>)>, libraries: &str) -> Re
     writeln!(
         text,
         "- Commit: {}, {}",
-        said("git", &["rev-parse", "--short", "HEAD"])?,
-        said("date", &["-u", "+%F"])?
+        output("git", &["rev-parse", "--short", "HEAD"])?,
+        output("date", &["-u", "+%F"])?
     )?;
     writeln!(text, "- Kernels: {}; compared with {}", roost_kernels::Isa::best(), names.join(", "))?;
     text.push_str("- Command: `ROOST_BENCH_ORT=LIBRARIES cargo bench -p roost-native --bench speed`\n");
@@ -99,6 +103,10 @@ fn write(rows: &BTreeMap<usize, (String, Vec<[f64; 3]>)>, libraries: &str) -> Re
     text.push_str("\n## Start and memory\n\n");
     for line in start::lines()? {
         writeln!(text, "- {line}")?;
+    }
+    text.push_str("\n## Weights in half precision\n\n| row | µs, weights in f32 | µs, in f16 | ratio |\n|---|---|---|---|\n");
+    for line in halves::lines()? {
+        writeln!(text, "{line}")?;
     }
     text.push('\n');
     text.push_str(include_str!("../limits.md"));
@@ -134,14 +142,19 @@ fn compare_with(library: &std::path::Path) -> Result<(), Failure> {
             })?;
             rounds.push([ours, theirs, theirs / ours]);
         }
-        let of = |i: usize| {
-            let mut list: Vec<f64> = rounds.iter().map(|round| round[i]).collect();
-            list.sort_by(f64::total_cmp);
-            list[ROUNDS / 2]
-        };
-        println!("{}\t{}\t{}\t{}", row.name, of(0), of(1), of(2));
+        let [ours, theirs, ratio] = middle(&rounds);
+        println!("{}\t{ours}\t{theirs}\t{ratio}", row.name);
     }
     Ok(())
+}
+
+/// The medians of rounds, each by itself.
+fn middle(rounds: &[[f64; 3]]) -> [f64; 3] {
+    std::array::from_fn(|i| {
+        let mut list: Vec<f64> = rounds.iter().map(|round| round[i]).collect();
+        list.sort_by(f64::total_cmp);
+        list[list.len() / 2]
+    })
 }
 
 fn native(row: &models::Row) -> Result<Session, Failure> {

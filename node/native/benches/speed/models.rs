@@ -61,17 +61,19 @@ pub fn rows() -> Result<Vec<Row>, Failure> {
         }
     }
     for size in [768, 1024] {
+        let weights = numbers(&[size, size]);
         for m in [1, 8, 32, 128, 1024] {
             let name = format!("GEMM {m} x {size} x {size}");
             if name.contains(&wanted) {
-                rows.push(Row { name, model: product(m, size), inputs: vec![numbers(&[m, size])] });
+                rows.push(Row { name, model: product(m, &weights), inputs: vec![numbers(&[m, size])] });
             }
         }
     }
     Ok(rows)
 }
 
-fn inputs(name: &str, batch: usize) -> Vec<Tensor> {
+/// The inputs of a model.
+pub fn inputs(name: &str, batch: usize) -> Vec<Tensor> {
     let tokens = |count: usize| (0..count).map(|i| (i * 37 % 97) as i64).collect::<Vec<_>>();
     match name {
         "text_encoder_tiny" => {
@@ -88,7 +90,7 @@ fn inputs(name: &str, batch: usize) -> Vec<Tensor> {
 }
 
 /// Numbers between -1 and 1 that repeat.
-fn numbers(shape: &[usize]) -> Tensor {
+pub fn numbers(shape: &[usize]) -> Tensor {
     let mut state = 0x9e37_79b9_u32;
     let next = |_| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -98,8 +100,9 @@ fn numbers(shape: &[usize]) -> Tensor {
     Tensor::of(shape, &values)
 }
 
-/// A model of one product with a constant.
-fn product(m: usize, size: usize) -> Bytes {
+/// A model of one product of m rows with a square constant.
+pub fn product(m: usize, weights: &Tensor) -> Bytes {
+    let size = weights.shape()[0];
     let info = |name: &str| {
         let dim = |size: usize| DimProto { value: Some(DimValue::Value(size as i64)) };
         let shape = Some(ShapeProto { dim: vec![dim(m), dim(size)] });
@@ -110,7 +113,7 @@ fn product(m: usize, size: usize) -> Bytes {
         name: "w".into(),
         dims: vec![size as i64, size as i64],
         data_type: DType::F32.onnx(),
-        raw_data: Bytes::copy_from_slice(numbers(&[size, size]).bytes()),
+        raw_data: Bytes::copy_from_slice(weights.bytes()),
         ..TensorProto::default()
     };
     let node = NodeProto {
