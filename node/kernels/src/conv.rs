@@ -2,7 +2,7 @@
 //!
 //! A convolution is a GEMM whose k runs over (ky, kx, channel): the taps that lie within the image, in that
 //! order. Taps in the padding are skipped, so the image is cut into regions whose pixels have the same taps
-//! ([`shape`]); each region is a set of lines of tiles. A 1×1 convolution is one plain GEMM over all pixels.
+//! ([`shape`]); each region is a set of lines of tiles. Small images go by rows of taps instead ([`passes`]). A 1×1 convolution is one plain GEMM over all pixels.
 //! The bits of a pixel depend neither on its neighbours in a tile nor on the batch.
 //!
 //! A pool after a large convolution takes rows as they come ([`ConvPool`]).
@@ -12,6 +12,7 @@
 mod depthwise;
 mod float;
 mod int;
+mod passes;
 mod pool;
 mod pooled;
 mod shape;

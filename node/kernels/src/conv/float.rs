@@ -33,9 +33,9 @@ pub enum ConvInput<'a> {
 /// A planned convolution, for any number of images.
 #[derive(Clone, Copy)]
 pub struct Conv {
-    kernels: &'static Kernels,
-    shape: ConvShape,
-    output: [usize; 2],
+    pub(super) kernels: &'static Kernels,
+    pub(super) shape: ConvShape,
+    pub(super) output: [usize; 2],
 }
 
 impl Kernels {
@@ -50,11 +50,11 @@ impl Kernels {
 
 /// Strides of an input, in elements.
 #[derive(Clone, Copy)]
-struct Strides {
-    image: usize,
-    row: usize,
-    pixel: usize,
-    channel: usize,
+pub(super) struct Strides {
+    pub(super) image: usize,
+    pub(super) row: usize,
+    pub(super) pixel: usize,
+    pub(super) channel: usize,
 }
 
 impl Conv {
@@ -82,7 +82,11 @@ impl Conv {
         let together = together.map_or(0, |chunk| chunk.images.len());
         let (w, _) = width_at(tiles, self.widest(together), self.shape.filters / self.shape.groups);
         let longest = self.shape.longest_line(self.output);
-        let rows = if self.short(together) { together } else { longest };
+        let rows = match () {
+            () if self.short(together) => together,
+            () if self.by_taps(together, tiles.lanes << w) => self.output[0],
+            () => longest,
+        };
         let most = tiles.rows(w).min(tiles.rows(1));
         let rows = rows.div_ceil(rows.div_ceil(most).max(1));
         (!self.shape.is_depthwise()).then_some([rows, tiles.lanes << w])
@@ -328,46 +332,46 @@ impl Conv {
 
 /// Filters of a tile.
 #[derive(Clone, Copy)]
-struct Panel {
+pub(super) struct Panel {
     /// Vectors, as a power of two.
-    w: usize,
+    pub(super) w: usize,
     /// Columns of a packed panel.
-    width: usize,
+    pub(super) width: usize,
     /// Filters; the last panel may have fewer than columns.
-    cols: usize,
+    pub(super) cols: usize,
     /// The group's first channel.
-    channel: usize,
+    pub(super) channel: usize,
     /// The first filter.
-    filter: usize,
+    pub(super) filter: usize,
     /// Its weights.
-    weights: *const f32,
+    pub(super) weights: *const f32,
     /// Whether a row of taps is one run.
-    merge: bool,
+    pub(super) merge: bool,
 }
 
 /// A convolution under way.
-struct Job<'a> {
-    conv: &'a Conv,
-    images: Range<usize>,
+pub(super) struct Job<'a> {
+    pub(super) conv: &'a Conv,
+    pub(super) images: Range<usize>,
     /// Rows of the output.
-    part: Range<usize>,
+    pub(super) part: Range<usize>,
     /// Pixels of the output before these.
-    skip: usize,
-    data: &'a [f32],
-    strides: Strides,
-    packed: Weights<'a>,
-    out: *mut f32,
-    out_row: usize,
-    bias: *const f32,
-    residual: *const f32,
-    residual_row: usize,
-    clamp: Clamp,
-    map: Option<UnaryKernel>,
+    pub(super) skip: usize,
+    pub(super) data: &'a [f32],
+    pub(super) strides: Strides,
+    pub(super) packed: Weights<'a>,
+    pub(super) out: *mut f32,
+    pub(super) out_row: usize,
+    pub(super) bias: *const f32,
+    pub(super) residual: *const f32,
+    pub(super) residual_row: usize,
+    pub(super) clamp: Clamp,
+    pub(super) map: Option<UnaryKernel>,
 }
 
 impl Job<'_> {
     /// Element offset of the first tap within the image, and the pixel of `out`, of an output.
-    fn place(&self, image: usize, line: &Line, taps: [usize; 2]) -> (usize, usize) {
+    pub(super) fn place(&self, image: usize, line: &Line, taps: [usize; 2]) -> (usize, usize) {
         let shape = &self.conv.shape;
         let from = image * self.strides.image
             + shape.y.input(line.y, taps[0]) * self.strides.row
@@ -420,6 +424,14 @@ impl Job<'_> {
                     let bytes = if column + columns < per_group { bytes } else { 0 };
                     let runs = images * chunk.rows.len() * width.div_ceil(tiles.rows(w));
                     let mut ahead = Ahead::new(next, bytes, runs, k, self.packed.size_bytes());
+                    if self.conv.by_taps(images, columns) {
+                        for image in chunk.images.clone() {
+                            // SAFETY: as the function.
+                            unsafe { self.passes(image, chunk.rows.clone(), panel) };
+                        }
+                        column += columns;
+                        continue;
+                    }
                     for y in shape.y.spans(chunk.rows.clone()) {
                         for x in shape.x.spans(0..width) {
                             let together = across(y, x, images).then_some(images);

@@ -99,6 +99,14 @@ impl Window {
         (output * self.stride + tap * self.dilation).saturating_sub(self.before)
     }
 
+    /// Those of some outputs that see a tap.
+    pub(crate) fn seeing(&self, tap: usize, outputs: Range<usize>) -> Range<usize> {
+        let at = tap * self.dilation;
+        let first = self.before.saturating_sub(at).div_ceil(self.stride).clamp(outputs.start, outputs.end);
+        let end = (self.size + self.before).saturating_sub(at).div_ceil(self.stride);
+        first..end.clamp(first, outputs.end)
+    }
+
     /// One past the last output that sees the same taps as this one, if outputs had no end.
     fn same_until(&self, output: usize) -> usize {
         let start = output * self.stride;
@@ -340,6 +348,8 @@ mod tests {
                                         if inside {
                                             assert_eq!(Some(w.input(output, tap)), at);
                                         }
+                                        assert_eq!(inside, w.seeing(tap, 0..outputs).contains(&output));
+                                        assert_eq!(inside, w.seeing(tap, output..outputs).contains(&output));
                                     }
                                 }
                             }

@@ -37,6 +37,12 @@ fn shapes() -> Vec<ConvShape> {
         shape(window(8, 3, 2, 1, [1, 1]), window(8, 5, 1, 2, [4, 4]), 70, 70, 70),
     ];
     if sized(true, false, false) {
+        // Small images that go by rows of taps.
+        shapes.push(shape(same3(4), same3(4), 70, 100, 1));
+        shapes.push(shape(same3(8), same3(3), 128, 33, 1));
+        shapes.push(shape(window(7, 3, 2, 1, [1, 1]), window(6, 3, 1, 1, [1, 1]), 130, 72, 2));
+        shapes.push(shape(window(2, 5, 1, 1, [2, 2]), window(5, 3, 1, 2, [2, 2]), 64, 40, 1));
+        shapes.push(shape(window(3, 4, 2, 2, [5, 4]), window(2, 2, 1, 1, [1, 1]), 96, 40, 1));
         shapes.push(shape(same3(13), same3(29), 16, 64, 1));
         shapes.push(shape(window(30, 3, 2, 1, [0, 0]), window(33, 3, 2, 1, [0, 0]), 3, 64, 1));
     }
