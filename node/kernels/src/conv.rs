@@ -2,8 +2,9 @@
 //!
 //! A convolution is a GEMM whose k runs over (ky, kx, channel): the taps that lie within the image, in that
 //! order. Taps in the padding are skipped, so the image is cut into regions whose pixels have the same taps
-//! ([`shape`]); each region is a set of lines of tiles. Small images go by rows of taps instead ([`passes`]). A 1×1 convolution is one plain GEMM over all pixels.
-//! The bits of a pixel depend neither on its neighbours in a tile nor on the batch.
+//! ([`shape`]); each region is a set of lines of tiles. Small images go by whole rows instead ([`rows`]), or by
+//! rows of taps ([`passes`]). A 1×1 convolution is one plain GEMM over all pixels. The bits of a pixel depend
+//! neither on its neighbours in a tile nor on the batch.
 //!
 //! A pool after a large convolution takes rows as they come ([`ConvPool`]).
 //!
@@ -15,6 +16,7 @@ mod int;
 mod passes;
 mod pool;
 mod pooled;
+mod rows;
 mod shape;
 
 pub use float::{Conv, ConvInput};

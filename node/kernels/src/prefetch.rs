@@ -85,6 +85,18 @@ pub(crate) struct Share {
     step: usize,
 }
 
+impl Share {
+    /// The share that is asked for, or the line of `read` again and again, which is in the first cache: for
+    /// tiles that are compiled for shares alone.
+    #[inline(always)]
+    pub(crate) fn of<T>(ahead: Ahead, read: *const T) -> Self {
+        match ahead {
+            Ahead::Next(share) => share,
+            Ahead::Nothing | Ahead::Own => Self { at: read.cast(), step: 0 },
+        }
+    }
+}
+
 impl Ask for Share {
     const OWN: bool = false;
 

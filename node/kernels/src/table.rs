@@ -271,7 +271,7 @@ macro_rules! entries {
                 qdepthwise,
             };
             use crate::elementwise::{Map, MapArgs, Zip, map, zip};
-            use crate::gemm::tile::{TileArgs, Tiles, tile};
+            use crate::gemm::tile::{TileArgs, Tiles, row_tile, tile};
             use crate::half::{Half, widen};
             use crate::norm::{Moments, NormArgs, norm};
             use crate::quantize::{Quantization, dequantize, quantize};
@@ -295,6 +295,11 @@ macro_rules! entries {
                         rows!(tile_entry, 8, [$($w3)*]),
                         rows!(tile_entry, 16, [$($w4)*]),
                     ],
+                    image_rows: [
+                        rows!(row_tile_entry, 1, [$($w0)*]),
+                        rows!(row_tile_entry, 2, [$($w1)*]),
+                        rows!(row_tile_entry, 4, [$($w2)*]),
+                    ],
                 },
                 qtiles: super::$qmodule::QTILES,
                 maps: map_table!(map_entry),
@@ -317,6 +322,10 @@ macro_rules! entries {
             };
 
             entry!([$($feature)?] tile_entry [const MR: usize, const NV: usize] (t: &TileArgs), tile::<V, MR, NV>);
+            entry!(
+                [$($feature)?] row_tile_entry [const MR: usize, const NV: usize] (t: &TileArgs),
+                row_tile::<V, MR, NV>
+            );
             entry!([$($feature)?] map_entry [F: Map] (t: &MapArgs), map::<S, F>);
             entry!(
                 [$($feature)?] zip_entry [F: Zip]

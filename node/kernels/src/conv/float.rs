@@ -84,7 +84,8 @@ impl Conv {
         let longest = self.shape.longest_line(self.output);
         let rows = match () {
             () if self.short(together) => together,
-            () if self.by_taps(together, tiles.lanes << w) => self.output[0],
+            () if self.by_taps(together, w) => self.output[0],
+            () if self.by_rows(together, w) => self.output[1],
             () => longest,
         };
         let most = tiles.rows(w).min(tiles.rows(1));
@@ -94,7 +95,7 @@ impl Conv {
 
     /// Whether even the longest lines of images are short, and most tiles have a row for each of so many
     /// images.
-    fn short(&self, images: usize) -> bool {
+    pub(super) fn short(&self, images: usize) -> bool {
         let longest = self.shape.longest_line(self.output);
         let square = Span { first: 0, end: longest, low: 0, high: 0 };
         across(square, square, images)
@@ -424,10 +425,20 @@ impl Job<'_> {
                     let bytes = if column + columns < per_group { bytes } else { 0 };
                     let runs = images * chunk.rows.len() * width.div_ceil(tiles.rows(w));
                     let mut ahead = Ahead::new(next, bytes, runs, k, self.packed.size_bytes());
-                    if self.conv.by_taps(images, columns) {
+                    if self.conv.by_taps(images, w) {
                         for image in chunk.images.clone() {
                             // SAFETY: as the function.
                             unsafe { self.passes(image, chunk.rows.clone(), panel) };
+                        }
+                        column += columns;
+                        continue;
+                    }
+                    if self.conv.by_rows(images, w) {
+                        for y in shape.y.spans(chunk.rows.clone()) {
+                            for image in chunk.images.clone() {
+                                // SAFETY: as the function.
+                                unsafe { self.rows(image, y, panel, &mut ahead) };
+                            }
                         }
                         column += columns;
                         continue;

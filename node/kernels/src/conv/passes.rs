@@ -13,18 +13,21 @@ use crate::gemm::tile::{Clamp, Taps, TileArgs};
 use crate::prefetch::Ahead;
 
 impl Conv {
-    /// Whether so many images, and filters of a tile, go by rows of taps: where lines of outputs that see the
-    /// same taps are short, and a first cache does not hold the weights.
-    pub(super) fn by_taps(&self, images: usize, filters: usize) -> bool {
-        // Lines of 12 (images of 14 by 14) were 4 % slower so; those of 6 were 7 % faster, those of 2 29 %.
-        const LINE_MAX: usize = 6;
-        const WEIGHTS_BYTES: usize = 32 << 10;
+    /// Whether so many images go by rows of taps, on tiles of 2^w vectors: where lines of outputs that see the
+    /// same taps are short, and a first cache does not hold the weights. Those that could go by rows do so
+    /// unless a good part of L2 does not hold the weights either.
+    pub(super) fn by_taps(&self, images: usize, w: usize) -> bool {
+        const LINE_MAX: usize = 5;
+        const FIRST_BYTES: usize = 32 << 10;
+        const SECOND_BYTES: usize = 512 << 10;
         let shape = &self.shape;
-        let weights = shape.taps() * (shape.channels / shape.groups) * filters;
-        if weights * size_of::<f32>() <= WEIGHTS_BYTES || shape.y.kernel == 1 || images > LINE_MAX {
-            return false;
-        }
-        (images..=LINE_MAX).contains(&shape.longest_line(self.output))
+        let filters = self.kernels.tiles().lanes << w;
+        let bytes = shape.taps() * (shape.channels / shape.groups) * filters * size_of::<f32>();
+        let enough = if self.by_rows(images, w) { SECOND_BYTES } else { FIRST_BYTES };
+        bytes > enough
+            && shape.y.kernel > 1
+            && images <= LINE_MAX
+            && (images..=LINE_MAX).contains(&shape.longest_line(self.output))
     }
 }
 

@@ -4,7 +4,7 @@
 //! that starts from 0 or from C; the bias comes after. K is never split over lanes. So neither the tile's
 //! size nor the instruction set shows in the bits. GEMM and every convolution run on this one function.
 
-use crate::prefetch::{Ahead, Ask, HINTS, Nothing, Own, own_line};
+use crate::prefetch::{Ahead, Ask, HINTS, Nothing, Own, Share, own_line};
 use crate::simd::Vector;
 use crate::walk::{Walk, unrolled};
 
@@ -97,6 +97,8 @@ pub(crate) struct Tiles {
     /// At `[w][r - 1]` the tile of r rows and 2^w vectors. Entries of one w go up to the most rows that
     /// registers hold.
     pub(crate) by_width: [&'static [TileFn]; 5],
+    /// The same for [`row_tile`], up to 4 vectors.
+    pub(crate) image_rows: [&'static [TileFn]; 3],
 }
 
 impl Tiles {
@@ -114,6 +116,30 @@ impl Tiles {
     /// where there are no rows.
     pub(crate) fn widest(&self, rows: usize, least: usize) -> usize {
         (least..self.by_width.len()).rev().find(|w| self.rows(*w) >= rows.max(1)).unwrap_or(least)
+    }
+}
+
+/// How a tile goes through A and B, in elements.
+struct Steps {
+    /// Vectors of a panel.
+    per_panel: usize,
+    /// From a k of B to the next.
+    b_k: usize,
+    /// Of A and B, from the end of a run to the start of the next.
+    between: [usize; 2],
+    /// Beyond that, from the last of the inner runs.
+    after: [usize; 2],
+}
+
+impl Steps {
+    #[inline(always)]
+    fn of<V: Vector>(t: &TileArgs, vectors: usize) -> Self {
+        let per_panel = if vectors == 1 { 1 } else { 2 };
+        let b_k = per_panel * V::LANES;
+        let Taps { outer_a, outer_b, inner, inner_a, inner_b, len, .. } = t.taps;
+        let between = [inner_a.wrapping_sub(len * t.a_k), inner_b.wrapping_sub(len * b_k)];
+        let after = [outer_a.wrapping_sub(inner * inner_a), outer_b.wrapping_sub(inner * inner_b)];
+        Self { per_panel, b_k, between, after }
     }
 }
 
@@ -145,6 +171,82 @@ pub(crate) unsafe fn tile<V: Vector, const MR: usize, const NV: usize>(t: &TileA
     }
 }
 
+/// The tile of `MR` outputs and `NV` vectors over a row of an image, for windows three wide with one of padding:
+/// the first output does not see the first tap of a row of taps, and the last not the last. The inner loop of
+/// taps is these three; sums start from 0.
+///
+/// # Safety
+/// As [`TileFn`], but for the first output at the first tap and the last output at the last.
+#[inline(always)]
+pub(crate) unsafe fn row_tile<V: Vector, const MR: usize, const NV: usize>(t: &TileArgs) {
+    // SAFETY: as in `tile`; each run leaves out the row that does not see it.
+    unsafe {
+        let Steps { between, after, .. } = Steps::of::<V>(t, NV);
+        let mut acc = [[V::splat(0.0); NV]; MR];
+        let mut at = At {
+            rows: Walk::new(t.a, t.a_row),
+            panels: Walk::new(t.b, t.b_panel),
+            share: Share::of(t.ahead, t.b),
+        };
+        for _ in 0..t.taps.outer {
+            for tap in 0..3 {
+                (acc, at) = match tap {
+                    0 => run::<V, true, false, MR, NV>(t, acc, at),
+                    2 => run::<V, false, true, MR, NV>(t, acc, at),
+                    _ => run::<V, false, false, MR, NV>(t, acc, at),
+                };
+                at.rows.advance(between[0]);
+                at.panels.advance(between[1]);
+            }
+            at.rows.advance(after[0]);
+            at.panels.advance(after[1]);
+        }
+        finish(t, acc);
+    }
+}
+
+/// Where a tile is.
+struct At {
+    rows: Walk<f32>,
+    panels: Walk<f32>,
+    share: Share,
+}
+
+/// A run of k of a row, without its first or its last output.
+///
+/// # Safety
+/// As [`TileFn`], for the other rows.
+#[inline(always)]
+unsafe fn run<V: Vector, const FIRST: bool, const LAST: bool, const MR: usize, const NV: usize>(
+    t: &TileArgs,
+    sums: [[V; NV]; MR],
+    at: At,
+) -> ([[V; NV]; MR], At) {
+    let Steps { per_panel, b_k, .. } = Steps::of::<V>(t, NV);
+    let (mut acc, At { mut rows, mut panels, mut share }) = (sums, at);
+    for _ in 0..t.taps.len {
+        // SAFETY: as in `tile`.
+        unsafe {
+            let mut columns = [V::splat(0.0); NV];
+            unrolled!(j in 0..NV => {
+                columns[j] = V::load(panels.at(j / per_panel).add(j % per_panel * V::LANES));
+            });
+            unrolled!(r in 0..MR => {
+                if !(FIRST && r == 0 || LAST && r == MR - 1) {
+                    let x = V::splat(*rows.at(r));
+                    for j in 0..NV {
+                        acc[r][j] = x.fma(columns[j], acc[r][j]);
+                    }
+                }
+            });
+        }
+        share.step();
+        rows.advance(t.a_k);
+        panels.advance(b_k);
+    }
+    (acc, At { rows, panels, share })
+}
+
 /// The chains of products. Sums come and go by value: an array that is also reached through a reference
 /// elsewhere would live in memory instead of registers, at less than half the speed.
 ///
@@ -156,12 +258,8 @@ unsafe fn products<V: Vector, A: Ask, const MR: usize, const NV: usize>(
     start: [[V; NV]; MR],
     mut ask: A,
 ) -> [[V; NV]; MR] {
-    let per_panel = if NV == 1 { 1 } else { 2 };
-    let Taps { outer, outer_a, outer_b, inner, inner_a, inner_b, len } = t.taps;
-    // From the end of a run to the start of the next, and from the end of the last inner run.
-    let b_k = per_panel * V::LANES;
-    let between = [inner_a.wrapping_sub(len * t.a_k), inner_b.wrapping_sub(len * b_k)];
-    let after = [outer_a.wrapping_sub(inner * inner_a), outer_b.wrapping_sub(inner * inner_b)];
+    let Steps { per_panel, b_k, between, after } = Steps::of::<V>(t, NV);
+    let Taps { outer, inner, len, .. } = t.taps;
     let mut acc = start;
     let (mut rows, mut panels) = (Walk::new(t.a, t.a_row), Walk::new(t.b, t.b_panel));
     for _ in 0..outer {
