@@ -8,11 +8,11 @@ mod epilogue;
 mod pack;
 pub(crate) mod tile;
 
+use std::ops::Range;
+
 pub(crate) use epilogue::extent;
 pub use epilogue::{Activation, Epilogue, Rows};
 use pack::{copy_rows, pack_b};
-
-use std::ops::Range;
 
 use crate::elementwise::UnaryKernel;
 use crate::gemm::tile::{Clamp, Taps, TileArgs, Tiles};
@@ -152,14 +152,14 @@ impl Gemm {
     /// runs with less all the same, to the same bits, and may be slower.
     pub fn scratch_len(&self, m: usize, format: Option<Half>) -> usize {
         let plan = Plan::of(self.kernels.tiles(), m, format);
-        self.wide_len(plan, format) + self.copied_len(m, k_block(self.kernels.tiles(), plan, format))
+        self.wide_len(format) + self.copied_len(m, k_block(self.kernels.tiles(), plan, format))
     }
 
-    /// Elements that weights of a format are widened to at a time, in whole cache lines.
-    fn wide_len(&self, plan: Plan, format: Option<Half>) -> usize {
-        let tiles = self.kernels.tiles();
-        let depth = self.k.min(k_block(tiles, plan, format));
-        if format.is_some() { ((tiles.lanes << plan.w) * depth).next_multiple_of(LINE) } else { 0 }
+    /// Elements that weights of a format are widened to at a time, in whole cache lines; enough for any rows.
+    fn wide_len(&self, format: Option<Half>) -> usize {
+        let widest = self.kernels.tiles().lanes << WIDE_W;
+        let len = self.k.saturating_mul(widest).min(WIDE_BYTES / size_of::<f32>());
+        if format.is_some() { len.next_multiple_of(LINE) } else { 0 }
     }
 
     /// Elements of the copy of A in a pass of a depth.
@@ -198,7 +198,7 @@ impl Gemm {
         let format = packed.half();
         let plan = Plan::of(tiles, m, format);
         let depth = k_block(tiles, plan, format);
-        let (wide, scratch) = scratch.split_at_mut(self.wide_len(plan, format));
+        let (wide, scratch) = scratch.split_at_mut(self.wide_len(format));
         // Rows that evict each other, and columns that lie apart, are copied; a copy is cheap beside the
         // products.
         let awkward = a.col != 1 || (m > 2 && (a.row * size_of::<f32>()).is_multiple_of(ALIAS_BYTES));
