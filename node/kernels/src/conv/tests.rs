@@ -37,7 +37,8 @@ fn shapes() -> Vec<ConvShape> {
         shape(window(8, 3, 2, 1, [1, 1]), window(8, 5, 1, 2, [4, 4]), 70, 70, 70),
     ];
     if sized(true, false, false) {
-        // Small images that go by rows of taps.
+        // Small images that go by rows, or by rows of taps, alone.
+        shapes.push(shape(same3(7), same3(7), 256, 64, 1));
         shapes.push(shape(same3(4), same3(4), 70, 100, 1));
         shapes.push(shape(same3(8), same3(3), 128, 33, 1));
         shapes.push(shape(window(7, 3, 2, 1, [1, 1]), window(6, 3, 1, 1, [1, 1]), 130, 72, 2));
@@ -109,9 +110,9 @@ fn packed(conv: &Conv, weights: &[f32]) -> Guarded<f32> {
 
 #[test]
 fn float_convolutions_follow_the_order_rule() {
-    // Enough that small regions run along images.
-    let images = sized(9, 4, 2);
-    for (i, shape) in shapes().into_iter().enumerate().filter(|(_, shape)| is_cheap(shape)) {
+    // Enough that small regions run along images; and one, whose small regions go by rows or rows of taps.
+    let cases = shapes().into_iter().enumerate().filter(|(_, shape)| is_cheap(shape));
+    for ((i, shape), images) in cases.flat_map(|case| [(case, sized(9, 4, 2)), (case, 1)]) {
         let pixels = images * shape.pixels();
         let input = Guarded::from(&noise(pixels * shape.channels, 1));
         let weights = noise(shape.filters * (shape.channels / shape.groups) * shape.taps(), 2);

@@ -28,7 +28,7 @@ pub fn lower_gather(ins: Facts<'_>, axis: i64, target: Target<'_>) -> Result<Low
     let (x, index) = (ins.need(0)?, ins.need(1)?);
     let axis = axis_of(axis, x.rank())?;
     if let Some(table) = x.value.filter(|_| x.pinned && x.dtype == DType::F32)
-        && let Some(gather) = lower_gather_halves(table, axis, index, target)?
+        && let Some(gather) = lower_gather_halves(table, axis, index, target)
     {
         return Ok(gather);
     }
@@ -52,20 +52,15 @@ pub fn lower_gather(ins: Facts<'_>, axis: i64, target: Target<'_>) -> Result<Low
 
 /// The kernel of a `Gather` from a table that half precision holds: it is kept so, and what is gathered is
 /// widened.
-fn lower_gather_halves(
-    table: &Tensor,
-    axis: usize,
-    index: Fact<'_>,
-    target: Target<'_>,
-) -> Result<Option<Lowered>, OpError> {
+fn lower_gather_halves(table: &Tensor, axis: usize, index: Fact<'_>, target: Target<'_>) -> Option<Lowered> {
     /// A shorter run is copied in less time than it takes to begin to widen it.
     const RUN_MIN: usize = 16;
     let (len, run) = (table.shape()[axis], table.shape()[axis + 1..].iter().product::<usize>());
     if run < RUN_MIN {
-        return Ok(None);
+        return None;
     }
     let layout = Layout { kernel: "table", numbers: Vec::new() };
-    let Some(table) = Floats::as_halves(target, table, layout)? else { return Ok(None) };
+    let table = Floats::as_halves(target, table, layout)?;
     let (count, dtype) = (index.len(), index.dtype);
     let (kernels, half) = (target.kernels, table.half());
     let gather = Lowered::new("gather", move |io| {
@@ -82,7 +77,7 @@ fn lower_gather_halves(
         }
         Ok(())
     });
-    Ok(Some(gather.on(target).of_weights(half).without_reading(&[0])))
+    Some(gather.on(target).of_weights(half).without_reading(&[0]))
 }
 
 /// `GatherElements`.

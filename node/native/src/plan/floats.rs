@@ -55,19 +55,21 @@ impl Floats {
         Ok(Self { buffer, kernels })
     }
 
-    /// The elements of a tensor as they are, if half precision holds them.
-    ///
-    /// # Errors
-    /// As [`super::pack::packed`].
-    pub fn as_halves(target: Target<'_>, tensor: &Tensor, layout: Layout) -> Result<Option<Self>, OpError> {
-        let is_known = tensor.forms().has(&layout);
-        if !is_known && holding(&tensor.values::<f32>(), target.kernels).is_none() {
-            return Ok(None);
-        }
-        let pack = |out: &mut [f32]| out.copy_from_slice(&tensor.values::<f32>());
-        let unpack = |packed: &[f32], values: &mut [f32]| values.copy_from_slice(packed);
-        let floats = Self::packed(target, tensor, layout, tensor.len(), pack, unpack)?;
-        Ok(floats.half().is_some().then_some(floats))
+    /// The elements of a tensor as they are, if half precision holds them and there is room for a copy in it.
+    pub fn as_halves(target: Target<'_>, tensor: &Tensor, layout: Layout) -> Option<Self> {
+        let kernels = target.kernels;
+        let made = tensor.forms().get_or_make(layout, |layout| {
+            let values = tensor.values::<f32>();
+            let half = holding(&values, kernels)
+                .ok_or_else(|| OpError::Unsupported("half precision does not hold it".into()))?;
+            let mut made = PackedBuf::zeroed(size_of_val(&*values) / 2, Some(half), target.packing)?;
+            narrow(half, &values, bytemuck::cast_slice_mut(made.bytes_mut()));
+            let back: Unpack = Arc::new(move |packed, values| {
+                kernels.widen(half, bytemuck::cast_slice(packed), bytemuck::cast_slice_mut(values));
+            });
+            Ok((shared(layout.clone(), made), back))
+        });
+        Some(Self { buffer: made.ok()?, kernels })
     }
 
     /// The format, where it is not f32.

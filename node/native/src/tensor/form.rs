@@ -156,11 +156,6 @@ impl Forms {
         Ok(buffer)
     }
 
-    /// Whether there is a form of this layout.
-    pub fn has(&self, layout: &Layout) -> bool {
-        self.lock().forms.iter().any(|form| form.layout == *layout && form.buffer.strong_count() > 0)
-    }
-
     /// From now on forms live as long as the tensor: for programs without plans, which would else lay the
     /// weights out anew in each run.
     pub fn hold(&self) {
