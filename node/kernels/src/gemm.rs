@@ -29,7 +29,7 @@ const K_BLOCK: usize = 1024;
 /// half of it up to 6 % more.
 const A_BLOCK_BYTES: usize = 256 << 10;
 
-/// Bytes of weights that are widened at a time, to stay in a first cache of 32 KiB beside rows of a tile.
+/// Bytes of weights that a product widens at a time, to stay in a first cache of 32 KiB beside rows of a tile.
 const WIDE_BYTES: usize = 16 << 10;
 
 /// The widest tiles where weights are widened, as a power of two of vectors: wider ones have no depth left.
@@ -141,11 +141,12 @@ impl Gemm {
         }
     }
 
-    /// Rows and columns of the tile that most of a product of m rows runs on.
-    pub fn tile(&self, m: usize) -> [usize; 2] {
+    /// Rows and columns of the tile that most of a product of m rows runs on, with weights of a format.
+    pub fn tile(&self, m: usize, format: Option<Half>) -> [usize; 2] {
         let tiles = self.kernels.tiles();
-        let w = if self.n <= tiles.lanes { 0 } else { Plan::of(tiles, m, None).w };
-        [m.div_ceil(m.div_ceil(Plan::of(tiles, m, None).rows).max(1)), tiles.lanes << w]
+        let plan = Plan::of(tiles, m, format);
+        let w = if self.n <= tiles.lanes { 0 } else { plan.w };
+        [m.div_ceil(m.div_ceil(plan.rows).max(1)), tiles.lanes << w]
     }
 
     /// Elements of scratch that [`Self::run`] wants for m rows, with weights of a format. Where that is f32, it
@@ -345,14 +346,9 @@ impl Job<'_> {
                     wide.as_ptr()
                 }
             };
-            let after = self.packed.address((column + width) * self.k + k0 * panel_width);
+            let after = (column + width) * self.k + k0 * panel_width;
             let next_width = width.min(self.n.saturating_sub(column + width));
-            let bytes = (k1 - k0) * next_width * self.packed.element_bytes();
-            args.ahead = match self.packed {
-                // What it reads itself is widened already.
-                Weights::Half(..) if count == 1 => Ahead::Nothing,
-                _ => Ahead::new(after, bytes, count, k1 - k0, self.packed.size_bytes()),
-            };
+            args.ahead = self.packed.ahead(after, (k1 - k0) * next_width, count, k1 - k0);
             for (r, height) in cut(rows, count) {
                 // SAFETY: row m0 + r and column `column` are within A, C, bias and residual, as the caller
                 // says.

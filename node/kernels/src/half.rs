@@ -1,5 +1,6 @@
 //! Half precision: weights may be kept in it, and are widened to f32, which loses nothing.
 
+use crate::prefetch::Ahead;
 use crate::simd::Vector;
 use crate::table::Kernels;
 
@@ -38,22 +39,16 @@ impl Weights<'_> {
         }
     }
 
-    /// All of them in bytes.
-    pub(crate) fn size_bytes(&self) -> usize {
-        self.len() * self.element_bytes()
-    }
-
-    /// One of them in bytes.
-    pub(crate) fn element_bytes(&self) -> usize {
-        if self.half().is_some() { size_of::<u16>() } else { size_of::<f32>() }
-    }
-
-    /// Where a weight lies, or would, beyond the last.
-    pub(crate) fn address(&self, index: usize) -> *const u8 {
-        match self {
-            Self::F32(weights) => weights.as_ptr().wrapping_add(index).cast(),
-            Self::Half(_, weights) => weights.as_ptr().wrapping_add(index).cast(),
-        }
+    /// What each of the `tiles` tiles of a panel, of `depth` steps each, asks for, so that together they ask for
+    /// the `len` weights from `next` on, which may lie beyond the last.
+    pub(crate) fn ahead(&self, next: usize, len: usize, tiles: usize, depth: usize) -> Ahead {
+        let (next, unit) = match self {
+            // What a lone tile reads itself is widened already.
+            Self::Half(..) if tiles == 1 => return Ahead::Nothing,
+            Self::Half(_, weights) => (weights.as_ptr().wrapping_add(next).cast(), size_of::<u16>()),
+            Self::F32(weights) => (weights.as_ptr().wrapping_add(next).cast(), size_of::<f32>()),
+        };
+        Ahead::new(next, len * unit, tiles, depth, self.len() * unit)
     }
 }
 

@@ -69,18 +69,18 @@ impl Conv {
     }
 
     /// Rows (pixels) and columns (filters) of the tile that most of it runs on; `None` for a depthwise
-    /// convolution, which has no tiles.
-    pub fn tile(&self, images: usize) -> Option<[usize; 2]> {
+    /// convolution, which has no tiles. With weights of a format.
+    pub fn tile(&self, images: usize, format: Option<Half>) -> Option<[usize; 2]> {
         if images == 0 || self.shape.filters == 0 {
             return None;
         }
         if self.as_gemm().is_some() {
-            return Some(self.gemm().tile(images * self.shape.pixels()));
+            return Some(self.gemm().tile(images * self.shape.pixels(), format));
         }
         let tiles = self.kernels.tiles();
         let together = chunks(&self.shape, 0..images, 0..self.output[0], size_of::<f32>()).next();
         let together = together.map_or(0, |chunk| chunk.images.len());
-        let (w, _) = width_at(tiles, self.widest(together), self.shape.filters / self.shape.groups);
+        let (w, _) = width_at(tiles, self.widest(together, format), self.shape.filters / self.shape.groups);
         let longest = self.shape.longest_line(self.output);
         let rows = match () {
             () if self.short(together) => together,
@@ -102,9 +102,10 @@ impl Conv {
     }
 
     /// The width of tiles, as a power of two, for chunks of so many images.
-    fn widest(&self, images: usize) -> usize {
+    fn widest(&self, images: usize, format: Option<Half>) -> usize {
         let rows = if self.short(images) { images } else { self.output[0].max(self.output[1]) };
-        self.kernels.tiles().widest(rows, 1)
+        let w = self.kernels.tiles().widest(rows, 1);
+        if format.is_some() { w.min(WIDE_W) } else { w }
     }
 
     /// Elements of the packed weights.
@@ -403,8 +404,7 @@ impl Job<'_> {
         let width = self.conv.output[1];
         for chunk in chunks(shape, self.images.clone(), self.part.clone(), size_of::<f32>()) {
             let images = chunk.images.len();
-            let planned = self.conv.widest(images);
-            let planned = if self.packed.half().is_some() { planned.min(WIDE_W) } else { planned };
+            let planned = self.conv.widest(images, self.packed.half());
             for group in 0..shape.groups {
                 let mut column = 0;
                 while column < per_group {
@@ -420,11 +420,9 @@ impl Job<'_> {
                         weights: self.widened(first..first + columns * k, scratch),
                         merge,
                     };
-                    let next = self.packed.address(first + columns * k);
-                    let bytes = columns * k * self.packed.element_bytes();
-                    let bytes = if column + columns < per_group { bytes } else { 0 };
                     let runs = images * chunk.rows.len() * width.div_ceil(tiles.rows(w));
-                    let mut ahead = Ahead::new(next, bytes, runs, k, self.packed.size_bytes());
+                    let more = if column + columns < per_group { columns * k } else { 0 };
+                    let mut ahead = self.packed.ahead(first + columns * k, more, runs, k);
                     if self.conv.by_taps(images, w) {
                         for image in chunk.images.clone() {
                             // SAFETY: as the function.

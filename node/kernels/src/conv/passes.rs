@@ -115,8 +115,12 @@ impl Job<'_> {
     }
 
     /// What a column asks for: its share of the next row of taps, or after the last of the first one of the
-    /// next panels. Those of a wide tile lie apart: columns ask for one after the other.
+    /// next panels. Those of a wide tile lie apart: columns ask for one after the other. Widened weights are near
+    /// already.
     fn next_taps(&self, tap: usize, column: usize, panel: Panel) -> Ahead {
+        if self.packed.half().is_some() {
+            return Ahead::Nothing;
+        }
         let shape = &self.conv.shape;
         let tiles = self.conv.kernels.tiles();
         let depth = shape.channels / shape.groups;

@@ -2,7 +2,8 @@
 //!
 //! Invariant (the order rule): each element of the result is one chain of fused multiply-adds, k ascending,
 //! that starts from 0 or from C; the bias comes after. K is never split over lanes. So neither the tile's
-//! size nor the instruction set shows in the bits. GEMM and every convolution run on this one function.
+//! size nor the instruction set shows in the bits. GEMM and every convolution run on [`tile`], or on [`row_tile`],
+//! which leaves out what two outputs do not see.
 
 use crate::prefetch::{Ahead, Ask, HINTS, Nothing, Own, Share, own_line};
 use crate::simd::Vector;

@@ -40,7 +40,8 @@ pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target<'_>) -> Result<Option<Low
         kernels: target.kernels,
     };
     let [biased, begun] = [3, 5].map(|i| ins.get(i).is_some());
-    let (half, scratch) = (plan.state_weights.half(), plan.scratch() * size_of::<f32>());
+    let scratch = plan.scratch() * size_of::<f32>();
+    let half = plan.input_weights.half().filter(|half| plan.state_weights.half() == Some(*half));
     let run = move |io: &mut crate::exec::io::Io<'_>| {
         let optional = |i: usize, there: bool| if there { io.input::<f32>(i) } else { &[] };
         let inputs = Inputs { x: io.input(0), bias: optional(3, biased), h: optional(5, begun) };

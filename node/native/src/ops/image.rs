@@ -133,7 +133,7 @@ pub fn lower_conv(
     };
     let scratch = pooled.map_or_else(|| kernel.scratch_len(images, half), |pooled| pooled.scratch_len(half));
     let scratch = scratch * size_of::<f32>();
-    let family = match kernel.tile(images) {
+    let family = match kernel.tile(images, half) {
         None => "conv.depthwise",
         Some(_) if nchw => "conv.stem",
         Some(_) if shape.taps() == 1 => "conv.pointwise",
@@ -143,7 +143,7 @@ pub fn lower_conv(
     if pooled.is_some() {
         lowered.kernel = format!("{family}+pool").into();
     }
-    let lowered = lowered.on_tile(target, kernel.tile(images)).of_weights(half);
+    let lowered = lowered.on_tile(target, kernel.tile(images, half)).of_weights(half);
     Ok(lowered.with_scratch(scratch).without_reading(&[1]))
 }
 

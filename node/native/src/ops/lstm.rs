@@ -39,7 +39,8 @@ pub fn lower(ins: Facts<'_>, rnn: &Rnn, target: Target<'_>) -> Result<Option<Low
         kernels: target.kernels,
     };
     let present: [bool; 8] = std::array::from_fn(|i| ins.get(i).is_some());
-    let (half, scratch) = (plan.state_weights.half(), plan.scratch() * size_of::<f32>());
+    let scratch = plan.scratch() * size_of::<f32>();
+    let half = plan.input_weights.half().filter(|half| plan.state_weights.half() == Some(*half));
     let run = move |io: &mut crate::exec::io::Io<'_>| {
         let optional = |i: usize| if present[i] { io.input::<f32>(i) } else { &[] };
         let inputs = Inputs {

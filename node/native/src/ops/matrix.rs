@@ -102,7 +102,7 @@ pub fn lower(ins: Facts<'_>, linear: Linear, target: Target<'_>) -> Result<Lower
         }
         Ok(())
     };
-    let lowered = Lowered::new("gemm", run).on_tile(target, Some(gemm.tile(m))).of_weights(half);
+    let lowered = Lowered::new("gemm", run).on_tile(target, Some(gemm.tile(m, half))).of_weights(half);
     let lowered = lowered.with_scratch(scratch);
     Ok(if live == 0 && k * n > 0 { lowered.without_reading(&[1]) } else { lowered })
 }

@@ -1,6 +1,6 @@
 //! Packed weights of kernels that compute in f32. Where half precision holds all of them exactly, as it does
-//! in a model of half precision, they are kept so, and widened as they are used: such a model then takes what
-//! its file takes, to the same bits.
+//! in a model of half precision, they are kept so, and widened as they are used, into scratch: the weights of
+//! such a model then take what its file takes, to the same bits.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -60,6 +60,7 @@ impl Floats {
         let kernels = target.kernels;
         let made = tensor.forms().get_or_make(layout, |layout| {
             let values = tensor.values::<f32>();
+            // Any error here says that the table stays as it is.
             let half = holding(&values, kernels)
                 .ok_or_else(|| OpError::Unsupported("half precision does not hold it".into()))?;
             let mut made = PackedBuf::zeroed(size_of_val(&*values) / 2, Some(half), target.packing)?;
