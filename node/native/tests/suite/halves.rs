@@ -7,12 +7,20 @@ use roost_native::{Tensor, inspect};
 use crate::empty::{Attribute, Given, compiled, run};
 use crate::places;
 
-/// Numbers between -2 and 2 that both formats hold, times `scale`.
-fn numbers(shape: &[usize], seed: usize, scale: f32) -> Option<Tensor> {
+/// Numbers between -2 and 2 that both formats hold.
+fn numbers(shape: &[usize], seed: usize) -> Option<Tensor> {
+    weights(shape, seed, None)
+}
+
+/// The same, but for the last, if another one is given.
+fn weights(shape: &[usize], seed: usize, last: Option<f32>) -> Option<Tensor> {
     let len: usize = shape.iter().product();
     let values = (0..len).map(|i| (((i + seed) * 151 + i / 7) % 251) as f32 / 64.0 - 2.0);
-    let values = values.map(|x| f32::from_bits(x.to_bits() & 0xffff_0000) * scale);
-    Some(Tensor::of(shape, &values.collect::<Vec<f32>>()))
+    let mut values: Vec<f32> = values.map(|x| f32::from_bits(x.to_bits() & 0xffff_0000)).collect();
+    if let (Some(value), Some(last)) = (values.last_mut(), last) {
+        *value = last;
+    }
+    Some(Tensor::of(shape, &values))
 }
 
 /// Runs with the weights in the model, on every set, and compares with plain loops: bits, but for an LSTM,
@@ -43,16 +51,16 @@ fn check(op: &str, attributes: &[Attribute<'_>], inputs: &[Option<Tensor>], outp
     }
 }
 
-/// A factor of weights, and the end of the kernel's name: f16, which is tried first, ends at 2^-24.
-const FORMATS: [(f32, &str); 2] = [(1.0, " of f16"), (1.0 / (1 << 30) as f32, " of bf16")];
+/// The last weight, and the end of the kernel's name: f16, which is tried first, ends at 2^-24.
+const FORMATS: [(Option<f32>, &str); 2] = [(None, " of f16"), (Some(1.0 / (1 << 30) as f32), " of bf16")];
 
 #[test]
 fn products() {
-    for (scale, kernel) in FORMATS {
+    for (last, kernel) in FORMATS {
         for (m, k, n) in [(1, 300, 150), (3, 130, 33), (40, 1024, 70), (100, 515, 16), (2, 1, 1)] {
-            let x = numbers(&[m, k], 1, 1.0);
-            check("MatMul", &[], &[x.clone(), numbers(&[k, n], 2, scale)], 1, kernel);
-            let inputs = [x, numbers(&[n, k], 2, scale), numbers(&[n], 3, 1.0)];
+            let x = numbers(&[m, k], 1);
+            check("MatMul", &[], &[x.clone(), weights(&[k, n], 2, last)], 1, kernel);
+            let inputs = [x, weights(&[n, k], 2, last), numbers(&[n], 3)];
             check("Gemm", &[Attribute::One("transB", 1)], &inputs, 1, kernel);
         }
     }
@@ -60,7 +68,7 @@ fn products() {
 
 #[test]
 fn convolutions() {
-    for (scale, kernel) in FORMATS {
+    for (last, kernel) in FORMATS {
         for (x, w, group) in [
             ([2, 16, 9, 9], [70, 16, 1, 1], 1),
             ([1, 5, 12, 11], [130, 5, 3, 3], 1),
@@ -68,7 +76,7 @@ fn convolutions() {
             ([1, 33, 6, 7], [33, 1, 3, 3], 33),
             ([1, 150, 2, 2], [300, 150, 3, 3], 1),
         ] {
-            let inputs = [numbers(&x, 1, 1.0), numbers(&w, 2, scale), numbers(&w[..1], 3, 1.0)];
+            let inputs = [numbers(&x, 1), weights(&w, 2, last), numbers(&w[..1], 3)];
             let pads = [1, 1, 1, 1].map(|pad| pad * i64::from(w[2] > 1));
             let attributes = [Attribute::Many("pads", &pads), Attribute::One("group", group)];
             check("Conv", &attributes, &inputs, 1, kernel);
@@ -79,14 +87,13 @@ fn convolutions() {
 #[test]
 fn recurrent_layers() {
     for (op, gates, outputs) in [("LSTM", 4, 3), ("GRU", 3, 2)] {
-        for (scale, kernel) in FORMATS {
+        for (last, kernel) in FORMATS {
             for [length, batch, features, hidden] in [[3, 2, 5, 7], [4, 13, 33, 40]] {
-                // So that gates differ for small weights too, what they are multiplied with is large then.
                 let inputs = [
-                    numbers(&[length, batch, features], 1, 0.25 / scale),
-                    numbers(&[2, gates * hidden, features], 2, scale),
-                    numbers(&[2, gates * hidden, hidden], 3, scale),
-                    numbers(&[2, 2 * gates * hidden], 4, 1.0),
+                    numbers(&[length, batch, features], 1),
+                    weights(&[2, gates * hidden, features], 2, last),
+                    weights(&[2, gates * hidden, hidden], 3, last),
+                    numbers(&[2, 2 * gates * hidden], 4),
                 ];
                 let attributes = [
                     Attribute::One("hidden_size", hidden as i64),
@@ -101,9 +108,9 @@ fn recurrent_layers() {
 #[test]
 fn tables() {
     let indices = Some(Tensor::of(&[2, 3], &[5_i64, 0, -1, 3, 3, 1]));
-    for (scale, kernel) in FORMATS {
+    for (last, kernel) in FORMATS {
         for (shape, axis) in [(&[6, 40][..], 0), (&[3, 6, 17], 1)] {
-            let table = numbers(shape, 1, scale);
+            let table = weights(shape, 1, last);
             // The table is the constant here.
             let axis = [Attribute::One("axis", axis)];
             let inputs = [table, indices.clone()];
@@ -119,7 +126,7 @@ fn tables() {
         }
     }
     // Nothing to gather, and an index that is not there.
-    let table = numbers(&[6, 40], 1, 1.0);
+    let table = numbers(&[6, 40], 1);
     for (indices, right) in [(&[][..], true), (&[6], false)] {
         let inputs = [table.clone(), Some(Tensor::of::<i64>(&[indices.len()], indices))];
         let found = run("Gather", &[], &inputs, 1, Given::AllBut(0), Isa::best());
